@@ -1,0 +1,116 @@
+"""What a preset may say: frozen pydantic models that refuse unknown keys.
+
+Every value is stated in the preset files; there are no defaults here but for the settings on which the paper is
+silent (they are off). Units are in the names. `workflows/build.py` turns a `Preset` into a network, a loss, an
+optimizer and a loader. Importing this module does not load torch.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+VariantName = Literal[
+    "baseline", "baseline_abp", "baseline_gc", "parallel_gc", "parallel_abp", "airnet_gc", "airnet"
+]
+"""The seven rows of Table 3."""
+
+BackboneName = Literal[
+    "resnet50_ibn", "resnet50_gc", "resnet50", "resnet18", "resnet18_ibn", "mobilenet_v2"
+]
+
+PrecisionName = Literal["fp32", "bf16", "fp16"]
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Shared by all parts of a preset: unknown keys are refused, values can't be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """The data set and the size at which the network sees its images."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """A data set prepared under the data root, by `airnet prepare-data`."""
+    height_px: Annotated[int, Field(ge=32)]
+    width_px: Annotated[int, Field(ge=32)]
+
+
+class Model(Section):
+    """The network (method: "Backbones", "Branches and heads")."""
+
+    variant: VariantName
+    backbone: BackboneName
+    init: Annotated[str, Field(min_length=1)]
+    """`imagenet`, `none`, or the path of a weights file (.safetensors, .pth)."""
+
+
+class Erasing(Section):
+    """Random erasing (Zhong et al. 2020); the patch becomes the ImageNet mean, zero after normalisation."""
+
+    probability: Probability
+    area: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0, lt=1)]]
+    """Smallest and largest share of the image's area."""
+    aspect: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    """Smallest and largest height / width."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.area[0] > self.area[1] or self.aspect[0] > self.aspect[1]:
+            raise ValueError("area and aspect are each [smallest, largest]")
+        return self
+
+
+class Training(Section):
+    """Batches, losses, optimizer and schedule (paper 3.3 and 4.2)."""
+
+    epochs: Positive
+    identities_per_batch: Annotated[int, Field(ge=2)]
+    """P of the P x K batch."""
+    images_per_identity: Annotated[int, Field(ge=2)]
+    """K of the P x K batch."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate_epochs: tuple[Positive, ...]
+    """From each of these epochs on (counted from 1 as finished epochs), the rate is multiplied by the factor."""
+    learning_rate_factor: Annotated[float, Field(gt=0, le=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    """L2, as `torch.optim.Adam` has it."""
+    triplet_margin: Annotated[float, Field(ge=0)]
+    """Of the cosine distance 1 - cos, which lies in 0-2."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    flip_probability: Probability
+    erasing: Erasing
+    precision: PrecisionName
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    workers: Annotated[int, Field(ge=0)]
+    """Processes that decode and augment images; 0 does it in threads of this process."""
+
+    @model_validator(mode="after")
+    def _epochs_ascend(self) -> Self:
+        if list(self.learning_rate_epochs) != sorted(set(self.learning_rate_epochs)):
+            raise ValueError("learning_rate_epochs must ascend, as in [40, 70]")
+        return self
+
+
+class Evaluation(Section):
+    """When and how the run is scored on query and gallery (method: "Evaluation")."""
+
+    every: Annotated[int, Field(ge=0)]
+    """Evaluate after each so many epochs; 0: only at the end."""
+    batch_size: Positive
+    normalize_heads: bool
+    """Give each head's vector length 1 before they are concatenated (off: the paper)."""
+
+
+class Preset(Section):
+    """Everything that a training run is made of."""
+
+    description: Annotated[str, Field(min_length=1)]
+    """One line for `airnet presets`."""
+    data: Data
+    model: Model
+    training: Training
+    evaluation: Evaluation

@@ -1,0 +1,1 @@
+"""Images of a data set: records, readers, manifest, loading, sampling."""

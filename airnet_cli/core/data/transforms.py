@@ -1,0 +1,96 @@
+"""From a file to the network's input: reading and resizing one image, augmenting a batch.
+
+Images stay uint8 RGB until they are on the device; normalisation lives in the network. Augmentation works on
+whole batches there, with random numbers that depend only on the generator it is given: never on workers.
+
+Letters: B images, H x W pixels.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from airnet_cli.core.model.airnet import IMAGENET_MEAN
+from airnet_cli.errors import DataError
+
+
+def read_image(path: Path, *, height_px: int, width_px: int) -> Tensor:
+    """Read an image as RGB uint8 (3, H, W), resized (bilinear, antialiased) to `height_px` x `width_px`.
+
+    The EXIF orientation is obeyed; the aspect ratio is not kept (paper 4.2: all images are resized).
+
+    Raises:
+        DataError: the file is missing or is no image that can be decoded.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+            if image.size != (width_px, height_px):
+                image = image.resize((width_px, height_px), Image.Resampling.BILINEAR)
+    except FileNotFoundError:
+        raise DataError(f"image '{path}' does not exist; was its folder moved?") from None
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as e:
+        raise DataError(f"image '{path}' can't be read: {e}") from None
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (3, H, W)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random horizontal flip and random erasing (Zhong et al. 2020) for a batch.
+
+    The erased patch becomes the ImageNet mean, so that it is exactly zero after normalisation. Its area and
+    aspect (height / width) are drawn uniformly; a patch that does not fit into the image is drawn again.
+    """
+
+    flip_probability: float
+    erasing_probability: float
+    erasing_area: tuple[float, float]
+    """Smallest and largest share of the image's area."""
+    erasing_aspect: tuple[float, float]
+    """Smallest and largest height / width."""
+
+    def __call__(self, images: Tensor, random: np.random.Generator) -> Tensor:
+        """Augment uint8 `images` (B, 3, H, W); the result is float32 in 0-1, same shape. Never in place."""
+        batch, _, height, width = images.shape
+        flipped = torch.from_numpy(random.random(batch) < self.flip_probability)
+        patches = [self._draw_patch(height, width, random) for _ in range(batch)]
+        erased = torch.zeros(batch, 1, height, width, dtype=torch.bool)
+        for i, patch in enumerate(patches):
+            if patch is not None:
+                erased[i, 0, patch.top : patch.bottom, patch.left : patch.right] = True
+        device = images.device
+        flipped, erased = flipped.to(device)[:, None, None, None], erased.to(device)
+        mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
+        augmented = torch.where(flipped, images.flip(3), images).float().div_(255)
+        return torch.where(erased, mean, augmented)
+
+    def _draw_patch(self, height: int, width: int, random: np.random.Generator) -> "Patch | None":
+        if random.random() >= self.erasing_probability:
+            return None
+        for _ in range(MOST_DRAWS):
+            area = random.uniform(*self.erasing_area) * height * width
+            aspect = random.uniform(*self.erasing_aspect)
+            patch_height, patch_width = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+            if 0 < patch_height < height and 0 < patch_width < width:
+                top = int(random.integers(height - patch_height + 1))
+                left = int(random.integers(width - patch_width + 1))
+                return Patch(top, top + patch_height, left, left + patch_width)
+        return None
+
+
+MOST_DRAWS = 100
+"""After so many patches that did not fit, the image stays whole (the usual rule)."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A rectangle of pixels, ends excluded."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int

@@ -1,0 +1,1 @@
+"""The network: backbones, poolings, branches and heads, initial weights."""

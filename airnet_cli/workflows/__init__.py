@@ -1,0 +1,1 @@
+"""One file per command: config and paths in, frozen result out. No printing."""
