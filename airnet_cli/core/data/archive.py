@@ -1,0 +1,195 @@
+"""Zip archives from strangers: checked before anything is written, and unpacked whole or not at all.
+
+Refused: absolute paths, `..`, links and devices, two members of one name, encryption, and sizes that no set of
+images has (zip bombs). Hidden files and `__MACOSX` are left out.
+"""
+
+import shutil
+import stat
+import tempfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from airnet_cli.core.progress import Progress, silent
+from airnet_cli.errors import DataError
+
+MAX_BYTES = 64 * 2**30
+"""Unpacked size of all members: MSMT17, the largest set in use, has about 3 GiB."""
+MAX_MEMBERS = 2_000_000
+MAX_RATIO = 200
+"""Unpacked to packed size of a member: images hardly shrink at all, tables by 20 to 50."""
+RATIO_FROM_BYTES = 2**20
+"""Members smaller than this may have any ratio: they can't do harm."""
+
+
+@contextmanager
+def staged_folder(destination: Path) -> Iterator[Path]:
+    """Give an empty folder beside `destination` that takes its place when the block ends well.
+
+    After an error the temporary folder is removed and an old `destination` stays as it was.
+
+    Raises:
+        DataError: the folder can't be made or put in place.
+    """
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
+        # mkdtemp makes a private folder; images are as readable as their data root.
+        stage.chmod(0o755)
+    except OSError as error:
+        raise DataError(
+            f"can't write under {destination.parent}: {error.strerror or error}; "
+            "make it writable or choose another --data-root"
+        ) from error
+    old = stage.with_name(f"{stage.name}.old")
+    try:
+        yield stage
+        try:
+            if destination.exists():
+                destination.rename(old)
+            stage.rename(destination)
+        except OSError as error:
+            raise DataError(
+                f"can't put the new images at {destination}: {error.strerror or error}; "
+                "close what uses that folder and try again"
+            ) from error
+    finally:
+        if old.exists() and not destination.exists():
+            old.rename(destination)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def extract_zip(
+    archive: Path,
+    folder: Path,
+    *,
+    keep: Callable[[PurePosixPath], bool] = lambda path: True,
+    progress: Progress = silent,
+) -> int:
+    """Unpack the files that `keep` wants into the existing, empty `folder`; return how many.
+
+    Every member is checked, wanted or not.
+
+    Raises:
+        DataError: it is not a zip, is damaged, is not safe to unpack, or does not fit on the disk.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = _checked_members(archive, opened, keep)
+            total = sum(info.file_size for info, _ in members)
+            free = shutil.disk_usage(folder).free
+            if total > free:
+                raise DataError(
+                    f"{archive} unpacks to {_gib(total)} and {folder.parent} has {_gib(free)} free; "
+                    "make room or choose another --data-root"
+                )
+            for done, (info, path) in enumerate(members):
+                if done % 100 == 0:
+                    progress("unpacking", done, len(members), "files")
+                _extract_member(opened, info, folder / path)
+            progress("unpacking", len(members), len(members), "files")
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{archive} {_what_else(archive)} ({error}); download it again") from error
+    except (NotImplementedError, RuntimeError) as error:
+        raise DataError(
+            f"{archive} can't be unpacked: {error}; unpack it yourself and give the folder"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"can't unpack {archive}: {error.strerror or error}; check the file and the space under {folder.parent}"
+        ) from error
+    return len(members)
+
+
+def _checked_members(
+    archive: Path, opened: zipfile.ZipFile, keep: Callable[[PurePosixPath], bool]
+) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
+    """Check all members; give the wanted files with their safe relative paths."""
+    infos = opened.infolist()
+    if len(infos) > MAX_MEMBERS:
+        raise _refused(archive, f"it has {len(infos):,} members, more than {MAX_MEMBERS:,}")
+    wanted: list[tuple[zipfile.ZipInfo, PurePosixPath]] = []
+    seen: set[str] = set()
+    total = 0
+    for info in infos:
+        path = _safe_path(archive, info)
+        # Names that differ in case or accents' spelling only are one file on other systems.
+        key = unicodedata.normalize("NFC", str(path)).casefold()
+        if not info.is_dir():
+            if key in seen:
+                raise _refused(archive, f"it has {info.filename!r} twice")
+            seen.add(key)
+        total += info.file_size
+        if total > MAX_BYTES:
+            raise _refused(archive, f"it unpacks to more than {_gib(MAX_BYTES)}")
+        if info.file_size > RATIO_FROM_BYTES and info.file_size > MAX_RATIO * max(
+            info.compress_size, 1
+        ):
+            raise _refused(
+                archive,
+                f"{info.filename!r} unpacks from {info.compress_size:,} to {info.file_size:,} bytes",
+            )
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+        if not info.is_dir() and not hidden and keep(path):
+            wanted.append((info, path))
+    return wanted
+
+
+def _safe_path(archive: Path, info: zipfile.ZipInfo) -> PurePosixPath:
+    """Give the member's relative path; some Windows tools write backslashes."""
+    name = info.filename.replace("\\", "/")
+    path = PurePosixPath(name)
+    drive = len(name) > 1 and name[1] == ":"
+    if path.is_absolute() or drive or ".." in path.parts or not path.parts or "\0" in name:
+        raise _refused(archive, f"{info.filename!r} leads out of the folder")
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise _refused(archive, f"{info.filename!r} is a link or a device")
+    if info.flag_bits & 1:
+        raise _refused(archive, f"{info.filename!r} is encrypted")
+    return path
+
+
+def _extract_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
+    """Write one file; the header's size is not taken on trust."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # "x": a file that is already there is never written through.
+    with opened.open(info) as source, target.open("xb") as file:
+        left = info.file_size
+        while chunk := source.read(min(2**20, left + 1)):
+            left -= len(chunk)
+            if left < 0:
+                raise zipfile.BadZipFile(f"{info.filename!r} is longer than it says")
+            file.write(chunk)
+
+
+def _refused(archive: Path, why: str) -> DataError:
+    """Build the error for an archive that is not safe."""
+    return DataError(
+        f"{archive} is not safe to unpack: {why}; get the archive from its official source, "
+        "or unpack it yourself and give the folder"
+    )
+
+
+def _what_else(archive: Path) -> str:
+    """Say what a file that is no good zip looks like: a saved web page is the usual case."""
+    try:
+        with archive.open("rb") as file:
+            head = file.read(512).lstrip().lower()
+    except OSError:
+        return "can't be read"
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not a zip archive"
+    if head.startswith(b"pk"):
+        return "is a damaged zip archive"
+    return "is not a zip archive"
+
+
+def _gib(size: int) -> str:
+    """Write a number of bytes for people."""
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,294 @@
+"""The prepared data set on disk: `DATA_ROOT/NAME/manifest.jsonl`.
+
+The first line is the header (format, version, name, split rule, counts, root, number of lines, sha256 of what
+follows), then one line per image: path relative to the root, person id, camera id, split. The root is stored relative
+to the manifest's folder, so a data root that moves together with its images still works. Lines are sorted by split and
+path: the same images give the same file, byte for byte. Junk images are listed too; evaluation leaves them out.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from airnet_cli.core.data.records import DISTRACTOR, JUNK, SPLITS, ImageRecord, Split
+from airnet_cli.errors import DataError
+
+FILE_NAME = "manifest.jsonl"
+FORMAT = "airnet-manifest"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SplitCounts:
+    """How much of what one split holds."""
+
+    images: int
+    """All files, distractors and junk included."""
+    ids: int
+    """Identities; distractors and junk are nobody."""
+    cameras: int
+    distractors: int = 0
+    """Gallery images with person id 0."""
+    junk: int = 0
+    """Gallery images with person id -1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A prepared data set as it was read from (or written to) its manifest."""
+
+    name: str
+    root: Path
+    """Absolute folder of the images."""
+    records: tuple[ImageRecord, ...]
+    """Sorted by split (train, query, gallery), then path."""
+    split_rule: str
+    """Where the split comes from, in one line."""
+    counts: Mapping[Split, SplitCounts]
+
+    def split(self, split: Split) -> tuple[ImageRecord, ...]:
+        """Return the records of one split, sorted by path."""
+        return tuple(record for record in self.records if record.split == split)
+
+
+def manifest_path(data_root: Path, name: str) -> Path:
+    """Say where the manifest of data set `name` lies.
+
+    Raises:
+        DataError: `name` can't be the name of a folder under the data root.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise DataError(
+            f"{name!r} can't be a data set's name: use letters, digits, '.', '_' and '-' (--name NAME)"
+        )
+    return data_root / name / FILE_NAME
+
+
+def load_prepared(data_root: Path, name: str) -> Manifest:
+    """Read the data set `name` that was prepared under `data_root`.
+
+    Raises:
+        DataError: it was never prepared there, its manifest is broken, or its images are gone.
+    """
+    path = manifest_path(data_root, name)
+    if not path.is_file():
+        prepared = prepared_names(data_root)
+        there = (
+            f"prepared there: {', '.join(prepared)}" if prepared else "nothing is prepared there"
+        )
+        raise DataError(
+            f"no data set {name!r} under {data_root} ({there}); "
+            f"run: {prepare_command(name)} --data-root {data_root}"
+        )
+    manifest = read_manifest(path)
+    if not manifest.root.is_dir():
+        raise DataError(
+            f"the images of {name!r} are gone: {path} points to {manifest.root}, which is not a folder; "
+            f"put them back or run: {prepare_command(name)} --data-root {data_root}"
+        )
+    return manifest
+
+
+def prepared_names(data_root: Path) -> list[str]:
+    """List the data sets that are prepared under `data_root`, sorted."""
+    return sorted(path.parent.name for path in data_root.glob(f"*/{FILE_NAME}"))
+
+
+def prepare_command(name: str) -> str:
+    """Spell the command that prepares a data set of this name."""
+    match name:
+        case "demo":
+            return "airnet prepare-data demo"
+        case "market1501":
+            return "airnet prepare-data market1501 SOURCE"
+        case _:
+            return f"airnet prepare-data csv TABLE --name {name}"
+
+
+def count_splits(records: Iterable[ImageRecord]) -> dict[Split, SplitCounts]:
+    """Count images, identities, cameras, distractors and junk of each split.
+
+    Person id 0 is an identity like any other in training, and nobody in the gallery.
+    """
+    images: Counter[Split] = Counter()
+    distractors: Counter[Split] = Counter()
+    junk: Counter[Split] = Counter()
+    ids: dict[Split, set[int]] = {split: set() for split in SPLITS}
+    cameras: dict[Split, set[int]] = {split: set() for split in SPLITS}
+    for record in records:
+        images[record.split] += 1
+        cameras[record.split].add(record.camera_id)
+        if record.person_id == JUNK:
+            junk[record.split] += 1
+        elif record.person_id == DISTRACTOR and record.split == "gallery":
+            distractors[record.split] += 1
+        else:
+            ids[record.split].add(record.person_id)
+    return {
+        split: SplitCounts(
+            images=images[split],
+            ids=len(ids[split]),
+            cameras=len(cameras[split]),
+            distractors=distractors[split],
+            junk=junk[split],
+        )
+        for split in SPLITS
+    }
+
+
+def write_manifest(
+    path: Path, *, name: str, root: Path, records: Iterable[ImageRecord], split_rule: str
+) -> Manifest:
+    """Write a manifest whole or not at all, and return what `read_manifest` would return.
+
+    Raises:
+        DataError: an image is listed twice in one split, or the file can't be written.
+    """
+    ordered = tuple(sorted(records, key=lambda record: (SPLITS.index(record.split), record.path)))
+    for earlier, later in zip(ordered, ordered[1:], strict=False):
+        if (earlier.split, earlier.path) == (later.split, later.path):
+            raise DataError(
+                f"{later.path} is listed twice in the split {later.split}; list it once"
+            )
+    counts = count_splits(ordered)
+    body = "".join(_dump(asdict(record)) for record in ordered).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        header = _dump(
+            {
+                "format": FORMAT,
+                "version": FORMAT_VERSION,
+                "name": name,
+                "split_rule": split_rule,
+                "root": _relative_root(root.resolve(), path.parent.resolve()),
+                "counts": {split: asdict(count) for split, count in counts.items()},
+                "lines": len(ordered),
+                "sha256": hashlib.sha256(body).hexdigest(),
+            }
+        ).encode()
+        _write_whole(path, header + body)
+    except OSError as error:
+        raise DataError(
+            f"can't write {path}: {error.strerror or error}; make it writable or choose another --data-root"
+        ) from error
+    return Manifest(
+        name=name, root=root.resolve(), records=ordered, split_rule=split_rule, counts=counts
+    )
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest and check that it is whole.
+
+    Raises:
+        DataError: it is missing, cut off, edited, of a newer version, or no manifest at all.
+    """
+    try:
+        first, _, body = path.read_bytes().partition(b"\n")
+    except OSError as error:
+        raise DataError(
+            f"can't read the manifest {path}: {error.strerror or error}; run airnet prepare-data"
+        ) from error
+    header = _read_header(path, first)
+    if hashlib.sha256(body).hexdigest() != header["sha256"]:
+        found = body.count(b"\n")
+        raise DataError(
+            f"{path} is cut off or was edited: it should hold {header['lines']:,} images with the checksum in its "
+            f"first line, and holds {found:,} lines; run airnet prepare-data again"
+        )
+    try:
+        records = tuple(ImageRecord(**json.loads(line)) for line in body.splitlines())
+        counts = {split: SplitCounts(**header["counts"][split]) for split in SPLITS}
+        _check_records(records)
+    except (TypeError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} has a line that this version can't use ({error}); run airnet prepare-data again"
+        ) from error
+    return Manifest(
+        name=header["name"],
+        root=Path(os.path.normpath(path.parent.resolve() / header["root"])),
+        records=records,
+        split_rule=header["split_rule"],
+        counts=counts,
+    )
+
+
+def _read_header(path: Path, line: bytes) -> dict[str, Any]:
+    """Parse and check the first line."""
+    try:
+        header = json.loads(line)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise DataError(
+            f"{path} is not a manifest: its first line is no {FORMAT} header; run airnet prepare-data again"
+        )
+    version = header.get("version")
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path} has manifest version {version}, this airnet reads version {FORMAT_VERSION}; "
+            "use the airnet that wrote it or run airnet prepare-data again"
+        )
+    kinds = {
+        "name": str,
+        "split_rule": str,
+        "root": str,
+        "counts": dict,
+        "lines": int,
+        "sha256": str,
+    }
+    for key, kind in kinds.items():
+        if not isinstance(header.get(key), kind):
+            raise DataError(
+                f"{path} has a header without a valid {key!r}; run airnet prepare-data again"
+            )
+    return header
+
+
+def _check_records(records: Sequence[ImageRecord]) -> None:
+    """Raise ValueError for a record that readers never write: a checksum only shows that nothing has changed since."""
+    for record in records:
+        if record.split not in SPLITS:
+            raise ValueError(f"split {record.split!r}")
+        if type(record.person_id) is not int or type(record.camera_id) is not int:
+            raise ValueError(f"person_id or camera_id of {record.path!r} is not an integer")
+        parts = PurePosixPath(record.path)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise ValueError(f"path {record.path!r} leads out of the root")
+
+
+def _relative_root(root: Path, folder: Path) -> str:
+    """Give the root as seen from the manifest's folder; absolute where Windows has no way between two drives."""
+    try:
+        return Path(os.path.relpath(root, folder)).as_posix()
+    except ValueError:
+        return root.as_posix()
+
+
+def _dump(value: object) -> str:
+    """Give one line of JSON; ASCII only, so that any tool reads any file name."""
+    return json.dumps(value, ensure_ascii=True, separators=(", ", ": ")) + "\n"
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write beside the place and rename: a killed command leaves the old file or the new one."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes a private file; a manifest is as readable as its folder.
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(temporary).unlink()
+        raise

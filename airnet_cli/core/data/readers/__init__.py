@@ -1,0 +1,1 @@
+"""One file per family of data sets: a folder becomes image records."""

@@ -1,0 +1,113 @@
+"""Open and decode every image once, in worker processes, before anything is built on it.
+
+A broken image found here costs seconds; found by a training run, it costs the run. No torch here: each worker
+imports Pillow only.
+"""
+
+import multiprocessing
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from airnet_cli.core.progress import Progress, silent
+from airnet_cli.errors import DataError
+
+CHUNK = 256
+"""Images per task: a tenth of a second of decoding or more, so that handing out tasks costs nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadImage:
+    """An image that can't be decoded."""
+
+    path: str
+    """Relative to the root."""
+    reason: str
+
+
+def verify_images(
+    root: Path, paths: Iterable[str], *, workers: int, progress: Progress = silent
+) -> tuple[BadImage, ...]:
+    """Decode every image fully and return the bad ones, sorted by path; a path given twice is opened once.
+
+    Args:
+        root: folder that `paths` are relative to.
+        paths: of the images, with forward slashes.
+        workers: processes; 0 decodes in this process.
+        progress: told after every chunk.
+
+    Raises:
+        DataError: a worker process died.
+    """
+    ordered = sorted(set(paths))
+    chunks = [ordered[start : start + CHUNK] for start in range(0, len(ordered), CHUNK)]
+    bad: list[BadImage] = []
+    done = 0
+    progress("checking images", done, len(ordered), "images")
+    # Starting a process takes longer than one chunk.
+    if workers == 0 or len(chunks) <= 1:
+        for chunk in chunks:
+            bad += _decode_all(root, chunk)
+            done += len(chunk)
+            progress("checking images", done, len(ordered), "images")
+        return tuple(bad)
+
+    # spawn: a fork of a process that has threads (torch's, a progress bar's) may hang.
+    executor = ProcessPoolExecutor(
+        min(workers, len(chunks)), mp_context=multiprocessing.get_context("spawn")
+    )
+    try:
+        tasks: dict[Future[list[BadImage]], int] = {
+            executor.submit(_decode_all, root, chunk): len(chunk) for chunk in chunks
+        }
+        for task in as_completed(tasks):
+            bad += task.result()
+            done += tasks[task]
+            progress("checking images", done, len(ordered), "images")
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that checks images died (out of memory?); try again with --workers 0"
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+    return tuple(sorted(bad, key=lambda image: image.path))
+
+
+def raise_for_bad(root: Path, bad: Sequence[BadImage]) -> None:
+    """Raise one DataError that lists the first ten bad images; nothing for none."""
+    if not bad:
+        return
+    listed = ", ".join(f"{image.path} ({image.reason})" for image in bad[:10])
+    more = f" and {len(bad) - 10:,} more" if len(bad) > 10 else ""
+    noun = "image" if len(bad) == 1 else "images"
+    raise DataError(
+        f"{len(bad):,} {noun} under {root} can't be read: {listed}{more}; replace or remove them and try again"
+    )
+
+
+def _decode_all(root: Path, paths: Sequence[str]) -> list[BadImage]:
+    """Decode some images; top level, so that a spawned process finds it."""
+    found = ((path, _problem(root / path)) for path in paths)
+    return [BadImage(path=path, reason=reason) for path, reason in found if reason is not None]
+
+
+def _problem(path: Path) -> str | None:
+    """Say in a few words why an image can't be decoded; None if it can."""
+    try:
+        if path.stat().st_size == 0:
+            return "empty file"
+        with Image.open(path) as image:
+            # To RGB, as training will: some broken palettes only show there.
+            image.convert("RGB")
+    except FileNotFoundError:
+        return "no such file"
+    except UnidentifiedImageError:
+        return "not an image"
+    # Decoders raise nearly anything on broken bytes (SyntaxError, struct.error, IndexError, ...).
+    except Exception as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
