@@ -1,0 +1,77 @@
+"""The `airnet` command: registers the commands and holds the one error boundary.
+
+Command files are plain functions; `reports_errors` around each of them turns an `AirnetError` into
+a line on stderr and exit code 1. Anything else is a bug and keeps its traceback. Nothing here, nor
+in what it imports, loads torch or pydantic: `airnet --help` and shell completion stay quick.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Annotated, ParamSpec, TypeVar
+
+import typer
+
+from airnet_cli import __version__
+from airnet_cli.cli.output import note
+from airnet_cli.cli.presets import presets
+from airnet_cli.errors import AirnetError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+
+def main() -> None:
+    """Run the command line: the entry point of `airnet` and of `python -m airnet_cli`."""
+    app()
+
+
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Print an `AirnetError` of `command` to stderr and exit with 1; exit with 130 on Ctrl-C."""
+
+    @functools.wraps(command)  # Typer reads the options of the wrapped function
+    def reporting(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except AirnetError as error:
+            note("error: " + str(error).replace("\n", "\n       "))
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            note("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return reporting
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"airnet {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="airnet",
+    help="Person re-identification with AIR-Net: train, evaluate, embed, match and explain.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # a bug shows the traceback that Python gives
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None: ...
+
+
+for name, command in {
+    "presets": presets,
+}.items():
+    app.command(name)(reports_errors(command))

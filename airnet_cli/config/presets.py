@@ -1,0 +1,177 @@
+"""Find a preset by name or path, lay `--set` overrides over it, and validate the whole once.
+
+Presets are complete, commented TOML files; none inherits from another. In a wheel they lie inside
+the package (`airnet_cli/presets`); in a checkout they lie beside it (`presets/`), so both are
+looked at. Overrides go over the raw data before validation: a mistake in the file and one on the
+command line are explained together, by `explain.py`.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+import airnet_cli
+from airnet_cli.config.explain import (
+    explain_problems,
+    is_text,
+    leaf_annotations,
+    nearest_key,
+    show,
+)
+from airnet_cli.config.schema import Preset
+from airnet_cli.errors import PresetError
+
+
+@dataclass(frozen=True)
+class PresetSummary:
+    """A preset that comes with the package."""
+
+    name: str
+    """What `--preset` takes."""
+    description: str
+    """One line."""
+
+
+def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
+    """Read a preset, lay `overrides` over it and validate the result.
+
+    `name_or_path` with a slash or ending in `.toml` is a path and must exist; anything else is the
+    name of a preset that comes with the package. Each of `overrides` is `dotted.key=value`; the
+    value is read as TOML where it is TOML (`5`, `[40, 70]`, `false`) and as text otherwise.
+
+    Raises:
+        PresetError: The preset does not exist, is not TOML or does not fit the schema; one line for
+            each problem, all at once.
+    """
+    path = find_preset(name_or_path)
+    raw = _read(path)
+    problems: list[str] = []
+    overridden: set[str] = set()
+    for override in overrides:
+        problem = _lay_over(raw, override, overridden)
+        if problem is not None:
+            problems.append(problem)
+    # As JSON because its strict mode is the one that fits TOML: it takes a list for a tuple and 1
+    # for 1.0, but neither "12" nor true for a number.
+    try:
+        preset = Preset.model_validate_json(json.dumps(raw, default=str), strict=True)
+    except ValidationError as error:
+        problems = explain_problems(error, raw, overridden=overridden) + problems
+    if problems:
+        raise PresetError("\n".join([*problems, f"in the preset {path}"]))
+    return preset
+
+
+def list_presets() -> list[PresetSummary]:
+    """The presets that come with the package, by name."""
+    return [
+        PresetSummary(name, str(_read(_folder() / f"{name}.toml").get("description", "")))
+        for name in preset_names()
+    ]
+
+
+def preset_names() -> list[str]:
+    """The names of the presets that come with the package, in order."""
+    return sorted(path.stem for path in _folder().glob("*.toml"))
+
+
+def preset_text(name_or_path: str) -> str:
+    """The TOML of a preset as it is, comments included.
+
+    Raises:
+        PresetError: There is no such preset.
+    """
+    return _text(find_preset(name_or_path))
+
+
+def find_preset(name_or_path: str) -> Path:
+    """The file of a preset given by name or path.
+
+    Raises:
+        PresetError: There is no such preset.
+    """
+    if "/" in name_or_path or name_or_path.endswith(".toml"):
+        path = Path(name_or_path)
+        if not path.is_file():
+            what = "is a folder, not a preset file" if path.is_dir() else "does not exist"
+            raise PresetError(
+                f"the preset file {path} {what}; give the path of a .toml file or a name: "
+                + ", ".join(preset_names())
+            )
+        return path
+    names = preset_names()
+    if name_or_path not in names:
+        near = difflib.get_close_matches(name_or_path, names, n=2, cutoff=0.5)
+        hint = f"nearest: {' or '.join(near)}" if near else f"there are: {', '.join(names)}"
+        raise PresetError(f"no preset has the name {show(name_or_path)}; {hint} (airnet presets)")
+    return _folder() / f"{name_or_path}.toml"
+
+
+def _folder() -> Path:
+    """Where the presets lie: inside an installed package, or beside it in a checkout."""
+    package = Path(airnet_cli.__file__).resolve().parent
+    for folder in (package / "presets", package.parent / "presets"):
+        if folder.is_dir():
+            return folder
+    raise PresetError(
+        f"this installation has no presets: neither {package / 'presets'} nor "
+        f"{package.parent / 'presets'} exists; install airnet again"
+    )
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise PresetError(f"the preset {path} is not valid TOML: {error}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PresetError(f"the preset {path} is not text in UTF-8: {error.reason}") from error
+    except OSError as error:
+        raise PresetError(f"the preset {path} can't be read: {error.strerror}") from error
+
+
+def _lay_over(raw: dict[str, object], override: str, overridden: set[str]) -> str | None:
+    """Lay `dotted.key=value` over `raw` and note its key in `overridden`; or say what is wrong."""
+    key, equals, text = override.partition("=")
+    key, text = key.strip(), text.strip()
+    if not equals:
+        return f"--set {override}: must be dotted.key=value, as in training.epochs=5"
+    leaves = leaf_annotations(Preset)
+    if key not in leaves:
+        below = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
+        if below:
+            return f"--set {override}: {key} is a table; set one of its values, as in {below[0]}"
+        return f"--set {override}: no such key; {nearest_key(key, leaves)}"
+    *sections, last = key.split(".")
+    table: object = raw
+    for section in sections:
+        if isinstance(table, dict):
+            table = table.setdefault(section, {})
+    # A file with a plain value where a table belongs: validation names that, nothing to lay over.
+    if isinstance(table, dict):
+        literal = _toml_literal(text)
+        table[last] = text if is_text(leaves[key]) and not isinstance(literal, str) else literal
+        overridden.add(key)
+    return None
+
+
+def _toml_literal(text: str) -> object:
+    """`text` as a TOML value; what is not one (`baseline_abp`) is text."""
+    try:
+        parsed: Mapping[str, object] = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    value = parsed["value"]
+    return (
+        value if len(parsed) == 1 and isinstance(value, bool | int | float | str | list) else text
+    )
