@@ -55,6 +55,7 @@ app = typer.Typer(
     name="airnet",
     help="Person re-identification with AIR-Net: train, evaluate, embed, match and explain.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # panels cost --help and completion half of their time
     pretty_exceptions_enable=False,  # a bug shows the traceback that Python gives
     context_settings={"help_option_names": ["-h", "--help"]},
 )

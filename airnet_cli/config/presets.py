@@ -9,7 +9,7 @@ command line are explained together, by `explain.py`.
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,15 +56,16 @@ def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
         problem = _lay_over(raw, override, overridden)
         if problem is not None:
             problems.append(problem)
-    # As JSON because its strict mode is the one that fits TOML: it takes a list for a tuple and 1
-    # for 1.0, but neither "12" nor true for a number.
-    try:
-        preset = Preset.model_validate_json(json.dumps(raw, default=str), strict=True)
-    except ValidationError as error:
-        problems = explain_problems(error, raw, overridden=overridden) + problems
-    if problems:
-        raise PresetError("\n".join([*problems, f"in the preset {path}"]))
-    return preset
+    return _validate(raw, source=str(path), problems=problems, overridden=overridden)
+
+
+def validate_preset(raw: Mapping[str, object], *, source: str) -> Preset:
+    """The preset in `raw`, which was read from `source` (a checkpoint, a run folder).
+
+    Raises:
+        PresetError: `raw` does not fit the schema; one line for each problem, all at once.
+    """
+    return _validate(raw, source=source)
 
 
 def list_presets() -> list[PresetSummary]:
@@ -138,6 +139,24 @@ def _text(path: Path) -> str:
         raise PresetError(f"the preset {path} is not text in UTF-8: {error.reason}") from error
     except OSError as error:
         raise PresetError(f"the preset {path} can't be read: {error.strerror}") from error
+
+
+def _validate(
+    raw: Mapping[str, object],
+    *,
+    source: str,
+    problems: Sequence[str] = (),
+    overridden: Collection[str] = (),
+) -> Preset:
+    # As JSON because its strict mode is the one that fits TOML: it takes a list for a tuple and 1
+    # for 1.0, but neither "12" nor true for a number.
+    try:
+        preset = Preset.model_validate_json(json.dumps(raw, default=str), strict=True)
+    except ValidationError as error:
+        problems = [*explain_problems(error, raw, overridden=overridden), *problems]
+    if problems:
+        raise PresetError("\n".join([*problems, f"in the preset {source}"]))
+    return preset
 
 
 def _lay_over(raw: dict[str, object], override: str, overridden: set[str]) -> str | None:
