@@ -1,7 +1,7 @@
-"""Zip archives from strangers: checked before anything is written, and unpacked whole or not at all.
+"""Zip archives from strangers: checked before anything is written, unpacked whole or not at all.
 
-Refused: absolute paths, `..`, links and devices, two members of one name, encryption, and sizes that no set of
-images has (zip bombs). Hidden files and `__MACOSX` are left out.
+Refused: absolute paths, `..`, links and devices, two members of one name, encryption, and sizes
+that no set of images has (zip bombs). Hidden files and `__MACOSX` are left out.
 """
 
 import shutil
@@ -85,8 +85,8 @@ def extract_zip(
             free = shutil.disk_usage(folder).free
             if total > free:
                 raise DataError(
-                    f"{archive} unpacks to {_gib(total)} and {folder.parent} has {_gib(free)} free; "
-                    "make room or choose another --data-root"
+                    f"{archive} unpacks to {_gib(total)}, and {folder.parent} has "
+                    f"{_gib(free)} free; make room or choose another --data-root"
                 )
             for done, (info, path) in enumerate(members):
                 if done % 100 == 0:
@@ -101,7 +101,8 @@ def extract_zip(
         ) from error
     except OSError as error:
         raise DataError(
-            f"can't unpack {archive}: {error.strerror or error}; check the file and the space under {folder.parent}"
+            f"can't unpack {archive}: {error.strerror or error}; "
+            f"check the file and the space under {folder.parent}"
         ) from error
     return len(members)
 
@@ -132,7 +133,7 @@ def _checked_members(
         ):
             raise _refused(
                 archive,
-                f"{info.filename!r} unpacks from {info.compress_size:,} to {info.file_size:,} bytes",
+                f"{info.filename!r} grows from {info.compress_size:,} bytes to {info.file_size:,}",
             )
         hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
         if not info.is_dir() and not hidden and keep(path):

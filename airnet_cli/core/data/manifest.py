@@ -1,24 +1,25 @@
 """The prepared data set on disk: `DATA_ROOT/NAME/manifest.jsonl`.
 
-The first line is the header (format, version, name, split rule, counts, root, number of lines, sha256 of what
-follows), then one line per image: path relative to the root, person id, camera id, split. The root is stored relative
-to the manifest's folder, so a data root that moves together with its images still works. Lines are sorted by split and
-path: the same images give the same file, byte for byte. Junk images are listed too; evaluation leaves them out.
+The first line is the header (format, version, name, split rule, counts, root, number of lines,
+sha256 of what follows), then one line per image: path relative to the root, person id, camera id,
+split. The root is stored relative to the manifest's folder, so a data root that moves together with
+its images still works. Lines are sorted by split and path: the same images give the same file, byte
+for byte. Junk images are listed too; evaluation leaves them out.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airnet_cli.core.data.records import DISTRACTOR, JUNK, SPLITS, ImageRecord, Split
+from airnet_cli.core.files import replacing
 from airnet_cli.errors import DataError
 
 FILE_NAME = "manifest.jsonl"
@@ -67,7 +68,7 @@ def manifest_path(data_root: Path, name: str) -> Path:
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise DataError(
-            f"{name!r} can't be a data set's name: use letters, digits, '.', '_' and '-' (--name NAME)"
+            f"{name!r} can't be the name of a data set; use letters, digits, '.', '_' and '-'"
         )
     return data_root / name / FILE_NAME
 
@@ -91,8 +92,8 @@ def load_prepared(data_root: Path, name: str) -> Manifest:
     manifest = read_manifest(path)
     if not manifest.root.is_dir():
         raise DataError(
-            f"the images of {name!r} are gone: {path} points to {manifest.root}, which is not a folder; "
-            f"put them back or run: {prepare_command(name)} --data-root {data_root}"
+            f"the images of {name!r} are gone: {path} points to {manifest.root}, which is not a "
+            f"folder; put them back or run: {prepare_command(name)} --data-root {data_root}"
         )
     return manifest
 
@@ -153,7 +154,7 @@ def write_manifest(
         DataError: an image is listed twice in one split, or the file can't be written.
     """
     ordered = tuple(sorted(records, key=lambda record: (SPLITS.index(record.split), record.path)))
-    for earlier, later in zip(ordered, ordered[1:], strict=False):
+    for earlier, later in itertools.pairwise(ordered):
         if (earlier.split, earlier.path) == (later.split, later.path):
             raise DataError(
                 f"{later.path} is listed twice in the split {later.split}; list it once"
@@ -161,7 +162,6 @@ def write_manifest(
     counts = count_splits(ordered)
     body = "".join(_dump(asdict(record)) for record in ordered).encode()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         header = _dump(
             {
                 "format": FORMAT,
@@ -174,10 +174,12 @@ def write_manifest(
                 "sha256": hashlib.sha256(body).hexdigest(),
             }
         ).encode()
-        _write_whole(path, header + body)
+        with replacing(path) as temporary:
+            temporary.write_bytes(header + body)
     except OSError as error:
         raise DataError(
-            f"can't write {path}: {error.strerror or error}; make it writable or choose another --data-root"
+            f"can't write {path}: {error.strerror or error}; "
+            "make it writable or choose another --data-root"
         ) from error
     return Manifest(
         name=name, root=root.resolve(), records=ordered, split_rule=split_rule, counts=counts
@@ -200,8 +202,8 @@ def read_manifest(path: Path) -> Manifest:
     if hashlib.sha256(body).hexdigest() != header["sha256"]:
         found = body.count(b"\n")
         raise DataError(
-            f"{path} is cut off or was edited: it should hold {header['lines']:,} images with the checksum in its "
-            f"first line, and holds {found:,} lines; run airnet prepare-data again"
+            f"{path} is cut off or was edited: its header promises {header['lines']:,} images, "
+            f"there are {found:,} lines and their checksum differs; run airnet prepare-data again"
         )
     try:
         records = tuple(ImageRecord(**json.loads(line)) for line in body.splitlines())
@@ -209,7 +211,7 @@ def read_manifest(path: Path) -> Manifest:
         _check_records(records)
     except (TypeError, ValueError, KeyError) as error:
         raise DataError(
-            f"{path} has a line that this version can't use ({error}); run airnet prepare-data again"
+            f"{path} has a line that can't be used ({error}); run airnet prepare-data again"
         ) from error
     return Manifest(
         name=header["name"],
@@ -228,7 +230,8 @@ def _read_header(path: Path, line: bytes) -> dict[str, Any]:
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise DataError(
-            f"{path} is not a manifest: its first line is no {FORMAT} header; run airnet prepare-data again"
+            f"{path} is not a manifest: its first line is no {FORMAT} header; "
+            "run airnet prepare-data again"
         )
     version = header.get("version")
     if version != FORMAT_VERSION:
@@ -253,7 +256,7 @@ def _read_header(path: Path, line: bytes) -> dict[str, Any]:
 
 
 def _check_records(records: Sequence[ImageRecord]) -> None:
-    """Raise ValueError for a record that readers never write: a checksum only shows that nothing has changed since."""
+    """Raise ValueError for what no reader writes; the checksum shows only that it is as written."""
     for record in records:
         if record.split not in SPLITS:
             raise ValueError(f"split {record.split!r}")
@@ -265,7 +268,7 @@ def _check_records(records: Sequence[ImageRecord]) -> None:
 
 
 def _relative_root(root: Path, folder: Path) -> str:
-    """Give the root as seen from the manifest's folder; absolute where Windows has no way between two drives."""
+    """Give the root as seen from the manifest's folder; absolute between two Windows drives."""
     try:
         return Path(os.path.relpath(root, folder)).as_posix()
     except ValueError:
@@ -275,20 +278,3 @@ def _relative_root(root: Path, folder: Path) -> str:
 def _dump(value: object) -> str:
     """Give one line of JSON; ASCII only, so that any tool reads any file name."""
     return json.dumps(value, ensure_ascii=True, separators=(", ", ": ")) + "\n"
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside the place and rename: a killed command leaves the old file or the new one."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes a private file; a manifest is as readable as its folder.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(temporary).unlink()
-        raise

@@ -1,7 +1,7 @@
 """Open and decode every image once, in worker processes, before anything is built on it.
 
-A broken image found here costs seconds; found by a training run, it costs the run. No torch here: each worker
-imports Pillow only.
+A broken image found here costs seconds; found by a training run, it costs the run. No torch here:
+each worker imports Pillow only.
 """
 
 import multiprocessing
@@ -17,7 +17,7 @@ from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError
 
 CHUNK = 256
-"""Images per task: a tenth of a second of decoding or more, so that handing out tasks costs nothing."""
+"""Images per task: a tenth of a second of decoding or more, so that handing out costs nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,9 @@ class BadImage:
 def verify_images(
     root: Path, paths: Iterable[str], *, workers: int, progress: Progress = silent
 ) -> tuple[BadImage, ...]:
-    """Decode every image fully and return the bad ones, sorted by path; a path given twice is opened once.
+    """Decode every image fully and return the bad ones, sorted by path.
+
+    A path that is given twice is opened once.
 
     Args:
         root: folder that `paths` are relative to.
@@ -85,7 +87,8 @@ def raise_for_bad(root: Path, bad: Sequence[BadImage]) -> None:
     more = f" and {len(bad) - 10:,} more" if len(bad) > 10 else ""
     noun = "image" if len(bad) == 1 else "images"
     raise DataError(
-        f"{len(bad):,} {noun} under {root} can't be read: {listed}{more}; replace or remove them and try again"
+        f"{len(bad):,} {noun} under {root} can't be read: {listed}{more}; "
+        "replace or remove them and try again"
     )
 
 

@@ -1,9 +1,10 @@
 """Market-1501 (Zheng et al. 2015): the official folder becomes image records.
 
-A file is called `PPPP_cCsS_FFFFFF_BB.jpg`: person, camera (1-6), sequence, frame, box. Person `-1` is junk (a bad
-detection), `0000` a distractor (nobody who is searched for); both are found in the gallery only. Eleven files of the
-official release end in `.jpg.jpg`, `Thumbs.db` lies in each folder, and archives made on a Mac add `._*.jpg`.
-Labels come from the file name alone: a folder called `run12_c3` above it must not change them.
+A file is called `PPPP_cCsS_FFFFFF_BB.jpg`: person, camera (1-6), sequence, frame, box. Person `-1`
+is junk (a bad detection), `0000` a distractor (nobody who is searched for); both are found in the
+gallery only. Some files of the official release end in `.jpg.jpg`, a `Thumbs.db` lies in each
+folder, and archives made on a Mac add `._*.jpg`. Labels come from the file name alone: a folder
+called `run12_c3` above it must not change them.
 """
 
 import re
@@ -35,7 +36,7 @@ _NAME = re.compile(r"(-1|[0-9]{4})_c([1-6])s([0-9])_([0-9]{6})_([0-9]{2})\.jpg(\
 
 
 def find_root(source: Path) -> Path:
-    """Find the folder that holds `bounding_box_train`, `query` and `bounding_box_test`: `source` or one inside it.
+    """Find the folder that holds `bounding_box_train` and its siblings: `source` or one inside it.
 
     Raises:
         DataError: there is none, or more than one.
@@ -65,12 +66,12 @@ def find_root(source: Path) -> Path:
 
 
 def read(root: Path, *, progress: Progress = silent) -> list[ImageRecord]:
-    """Read the labels of all images under `root` (from `find_root`); a missing folder gives no records.
+    """Read the labels of all images under `root`, which comes from `find_root`.
 
-    Files that are hidden or no `.jpg` are not images.
+    Files that are hidden or no `.jpg` are not images; a missing folder gives no records.
 
     Raises:
-        DataError: a .jpg whose name says nothing, or junk and distractors outside of the gallery; it lists them.
+        DataError: names that say nothing, junk or distractors outside of the gallery; listed.
     """
     records: list[ImageRecord] = []
     strange: list[str] = []
@@ -87,7 +88,8 @@ def read(root: Path, *, progress: Progress = silent) -> list[ImageRecord]:
     if strange:
         more = f" and {len(strange) - 10:,} more" if len(strange) > 10 else ""
         raise DataError(
-            f"{len(strange):,} file names under {root} are not Market-1501's: {', '.join(strange[:10])}{more}; "
+            f"{len(strange):,} file names under {root} are not Market-1501's: "
+            f"{', '.join(strange[:10])}{more}; "
             "a name is like 0002_c1s1_000451_03.jpg, -1 and 0000 only in bounding_box_test; "
             "take these files out or unpack the official archive again"
         )

@@ -1,0 +1,193 @@
+"""`airnet prepare-data market1501|csv|demo`: images as they come become a prepared data set.
+
+One function per kind of source, all with the same result. `--json` prints one object, version 1:
+
+    version          1
+    name             of the data set, for `data.name` in presets
+    manifest, root   paths: the file written, the folder of the images
+    counts           per split (train, query, gallery): images, ids, cameras, distractors, junk
+    published        the same for the full set as published, or null
+    notes            what is missing, extra or unusual: one line each
+    images_verified  images that were opened and decoded
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from airnet_cli.cli.options import DEFAULT_DATA_ROOT, DataRootOption, JsonOption
+from airnet_cli.cli.output import note, print_json, print_table, progress_bars
+
+if TYPE_CHECKING:
+    from airnet_cli.workflows.prepare_data import PreparedDataset
+
+JSON_VERSION = 1
+
+AllowPartialOption = Annotated[
+    bool,
+    typer.Option("--allow-partial", help="Take what is there, and note what is missing or extra."),
+]
+NoVerifyOption = Annotated[
+    bool, typer.Option("--no-verify", help="Do not open every image to see whether it is whole.")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=0,
+        help="Open images in so many processes; 0: in this one.",
+        show_default="one for each processor",
+    ),
+]
+
+
+def market1501(
+    source: Annotated[
+        Path,
+        typer.Argument(help="The Market-1501-v15.09.15 folder, or its zip.", show_default=False),
+    ],
+    data_root: DataRootOption = DEFAULT_DATA_ROOT,
+    allow_partial: AllowPartialOption = False,
+    no_verify: NoVerifyOption = False,
+    workers: WorkersOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Prepare Market-1501 and hold it against its published counts.
+
+    A folder stays where it is; a zip is unpacked under the data root.
+
+    Example: airnet prepare-data market1501 Market-1501-v15.09.15.zip
+    """
+    from airnet_cli.workflows.prepare_data import prepare_market1501
+
+    with progress_bars() as progress:
+        prepared = prepare_market1501(
+            source,
+            data_root=data_root,
+            allow_partial=allow_partial,
+            verify=not no_verify,
+            workers=workers,
+            progress=progress,
+        )
+    _show(prepared, json=json)
+
+
+def csv(
+    table: Annotated[
+        Path,
+        typer.Argument(
+            help="A .csv with the columns path, person_id, camera_id and split (train, query or "
+            "gallery), or a zip that holds one and its images.",
+            show_default=False,
+        ),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            help="Folder or zip that the paths are relative to.",
+            show_default="the table's folder",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Call the data set so.", show_default="the table's name"),
+    ] = None,
+    data_root: DataRootOption = DEFAULT_DATA_ROOT,
+    allow_partial: AllowPartialOption = False,
+    no_verify: NoVerifyOption = False,
+    workers: WorkersOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Prepare your own images from a table.
+
+    In the gallery, person_id 0 is a distractor (wrong for every query) and -1 is left out of scores.
+
+    Example: airnet prepare-data csv shop.csv --images crops/
+    """
+    from airnet_cli.workflows.prepare_data import prepare_csv
+
+    with progress_bars() as progress:
+        prepared = prepare_csv(
+            table,
+            images=images,
+            name=name,
+            data_root=data_root,
+            allow_partial=allow_partial,
+            verify=not no_verify,
+            workers=workers,
+            progress=progress,
+        )
+    _show(prepared, json=json)
+
+
+def demo(
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Draw from this seed.")
+    ] = 1,
+    data_root: DataRootOption = DEFAULT_DATA_ROOT,
+    no_verify: NoVerifyOption = False,
+    workers: WorkersOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Draw a set of people who do not exist, to try everything out.
+
+    Example: airnet prepare-data demo --seed 7
+    """
+    from airnet_cli.workflows.prepare_data import prepare_demo
+
+    with progress_bars() as progress:
+        prepared = prepare_demo(
+            data_root=data_root,
+            seed=seed,
+            verify=not no_verify,
+            workers=workers,
+            progress=progress,
+        )
+    _show(prepared, json=json)
+
+
+HELP = "Prepare a data set: read labels, check every image, write data/NAME/manifest.jsonl."
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "market1501": market1501,
+    "csv": csv,
+    "demo": demo,
+}
+"""The kinds of source, for `app.py` to register under `prepare-data`."""
+
+
+def _show(prepared: "PreparedDataset", *, json: bool) -> None:
+    """Print the result: the table or JSON to stdout, notes to stderr."""
+    for line in prepared.notes:
+        note(f"note: {line}")
+    if json:
+        print_json(
+            {
+                "version": JSON_VERSION,
+                "name": prepared.name,
+                "manifest": str(prepared.manifest),
+                "root": str(prepared.root),
+                "counts": {split: asdict(count) for split, count in prepared.counts.items()},
+                "published": None
+                if prepared.published is None
+                else {split: asdict(count) for split, count in prepared.published.items()},
+                "notes": list(prepared.notes),
+                "images_verified": prepared.images_verified,
+            }
+        )
+        return
+    rows: list[list[object]] = []
+    for split, ours in prepared.counts.items():
+        rows.append([split, *asdict(ours).values()])
+        if prepared.published is not None:
+            rows.append(["  published", *asdict(prepared.published[split]).values()])
+    print_table([prepared.name, "images", "identities", "cameras", "distractors", "junk"], rows)
+    checked = (
+        f"{prepared.images_verified:,} images checked"
+        if prepared.images_verified
+        else "images not checked"
+    )
+    note(f"wrote {prepared.manifest} ({checked}); images in {prepared.root}")
