@@ -2,7 +2,7 @@
 
 Command files are plain functions; `reports_errors` around each of them turns an `AirnetError` into
 a line on stderr and exit code 1. Anything else is a bug and keeps its traceback. Nothing here, nor
-in what it imports, loads torch or pydantic: `airnet --help` and shell completion stay quick.
+in what it imports, loads torch: `airnet --help` and shell completion stay quick.
 """
 
 import functools
@@ -12,6 +12,7 @@ from typing import Annotated, ParamSpec, TypeVar
 import typer
 
 from airnet_cli import __version__
+from airnet_cli.cli import prepare_data
 from airnet_cli.cli.output import note
 from airnet_cli.cli.presets import presets
 from airnet_cli.errors import AirnetError
@@ -51,14 +52,18 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-app = typer.Typer(
-    name="airnet",
-    help="Person re-identification with AIR-Net: train, evaluate, embed, match and explain.",
-    no_args_is_help=True,
-    rich_markup_mode=None,  # panels cost --help and completion half of their time
-    pretty_exceptions_enable=False,  # a bug shows the traceback that Python gives
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+def _group(help_text: str) -> typer.Typer:
+    """An empty group of commands: the program itself, or one with kinds such as `prepare-data`."""
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        rich_markup_mode=None,  # panels cost --help and completion half of their time
+        pretty_exceptions_enable=False,  # a bug shows the traceback that Python gives
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+app = _group("Person re-identification with AIR-Net: train, evaluate, embed, match and explain.")
 
 
 @app.callback()
@@ -71,6 +76,11 @@ def _options(
     ] = False,
 ) -> None: ...
 
+
+_prepare_data = _group(prepare_data.HELP)
+for name, command in prepare_data.COMMANDS.items():
+    _prepare_data.command(name)(reports_errors(command))
+app.add_typer(_prepare_data, name="prepare-data")
 
 for name, command in {
     "presets": presets,

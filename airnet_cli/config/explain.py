@@ -32,7 +32,7 @@ def explain_problems(
         path = ".".join(keys)
         match problem["type"]:
             case "extra_forbidden":
-                line = f"{path}: no such key; {nearest_key(path, leaf_annotations(Preset))}"
+                line = f"{path}: no such key; {nearest_key(path, _all_keys())}"
             case "missing" if len(keys) == len(problem["loc"]):
                 line = f"{path}: missing; must be {_allowed(_annotation(keys))}"
             case "value_error":
@@ -115,6 +115,15 @@ def _nearest_choice(given: str, annotation: Any) -> str:
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
     near = difflib.get_close_matches(given, choices, n=1, cutoff=0.5)
     return f"; nearest: {near[0]}" if near else ""
+
+
+def _all_keys() -> list[str]:
+    """The dotted keys of the schema, tables before what is in them."""
+    keys: dict[str, None] = {}
+    for leaf in leaf_annotations(Preset):
+        parts = leaf.split(".")
+        keys |= dict.fromkeys(".".join(parts[: depth + 1]) for depth in range(len(parts)))
+    return list(keys)
 
 
 def _value_at(raw: object, keys: Iterable[str]) -> object:

@@ -163,7 +163,7 @@ def _lay_over(raw: dict[str, object], override: str, overridden: set[str]) -> st
     """Lay `dotted.key=value` over `raw` and note its key in `overridden`; or say what is wrong."""
     key, equals, text = override.partition("=")
     key, text = key.strip(), text.strip()
-    if not equals:
+    if not equals or not key:
         return f"--set {override}: must be dotted.key=value, as in training.epochs=5"
     leaves = leaf_annotations(Preset)
     if key not in leaves:
