@@ -18,11 +18,11 @@ from random import Random
 
 from airnet_cli.core.data.generated.camera import CAMERAS, photograph, photograph_junk
 from airnet_cli.core.data.generated.person import cached_population
-from airnet_cli.core.data.records import DISTRACTOR, JUNK, ImageRecord, Split
+from airnet_cli.core.data.records import DISTRACTOR, JUNK, SPLITS, ImageRecord, Split
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError
 
-__all__ = ["CAMERA_COUNT", "TEST_IDENTITIES", "TRAIN_IDENTITIES", "generate"]
+__all__ = ["CAMERA_COUNT", "TEST_IDENTITIES", "TRAIN_IDENTITIES", "count_images", "generate"]
 
 TRAIN_IDENTITIES = 150
 TEST_IDENTITIES = 80
@@ -69,7 +69,7 @@ def generate(
         processes = 1 if len(shots) < _FEW else os.cpu_count() or 1
     done = 0
     try:
-        for split in ("train", "query", "gallery"):
+        for split in SPLITS:
             (folder / split).mkdir(parents=True, exist_ok=True)
         progress("drawing", 0, len(shots), "images")
         if processes == 1:
@@ -89,6 +89,18 @@ def generate(
             "choose a data root that is writable and has about 30 MB free"
         ) from None
     return [shot.record() for shot in shots]
+
+
+def count_images(
+    *, train_identities: int = TRAIN_IDENTITIES, test_identities: int = TEST_IDENTITIES
+) -> dict[Split, int]:
+    """How many images `generate` will draw for each split; the same for every seed.
+
+    >>> count_images()
+    {'train': 2025, 'query': 360, 'gallery': 864}
+    """
+    shots = _plan(0, train_identities, test_identities)
+    return {split: sum(shot.split == split for shot in shots) for split in SPLITS}
 
 
 @dataclass(frozen=True, slots=True)
