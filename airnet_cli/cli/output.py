@@ -37,7 +37,9 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
+    )
     for index, column in enumerate(columns):
         cells = [row[index] for row in rows]
         is_number = bool(cells) and all(_looks_like_number(cell) for cell in cells)

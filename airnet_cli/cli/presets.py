@@ -7,6 +7,9 @@ import typer
 from airnet_cli.cli.options import JsonOption, complete_preset
 from airnet_cli.cli.output import print_json, print_table, print_text
 
+JSON_VERSION = 1
+"""Of the shape that `--json` prints: version, and presets (name to description)."""
+
 
 def presets(
     name: Annotated[
@@ -29,7 +32,8 @@ def presets(
     if name is not None:
         print_text(preset_text(name))
     elif json:
-        print_json({"presets": {preset.name: preset.description for preset in list_presets()}})
+        described = {preset.name: preset.description for preset in list_presets()}
+        print_json({"version": JSON_VERSION, "presets": described})
     else:
         print_table(
             ["preset", "what it is"],
