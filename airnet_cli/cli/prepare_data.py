@@ -47,7 +47,11 @@ WorkersOption = Annotated[
 def market1501(
     source: Annotated[
         Path,
-        typer.Argument(help="The Market-1501-v15.09.15 folder, or its zip.", show_default=False),
+        typer.Argument(
+            metavar="SOURCE",
+            help="The Market-1501-v15.09.15 folder, or its zip.",
+            show_default=False,
+        ),
     ],
     data_root: DataRootOption = DEFAULT_DATA_ROOT,
     allow_partial: AllowPartialOption = False,
@@ -79,6 +83,7 @@ def csv(
     table: Annotated[
         Path,
         typer.Argument(
+            metavar="TABLE",
             help="A .csv with the columns path, person_id, camera_id and split (train, query or "
             "gallery), or a zip that holds one and its images.",
             show_default=False,
@@ -104,7 +109,7 @@ def csv(
 ) -> None:
     """Prepare your own images from a table.
 
-    In the gallery, person_id 0 is a distractor (wrong for every query) and -1 is left out of scores.
+    In the gallery, person_id 0 is a distractor (wrong for every query), -1 is left out of scores.
 
     Example: airnet prepare-data csv shop.csv --images crops/
     """

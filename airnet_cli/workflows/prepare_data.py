@@ -191,7 +191,7 @@ def prepare_demo(
     workers: int | None = None,
     progress: Progress = silent,
 ) -> PreparedDataset:
-    """Draw the generated set and prepare it as data set `demo`; a seed always gives the same images.
+    """Draw the generated set and prepare it as data set `demo`; a seed always draws the same set.
 
     Args:
         data_root: the manifest becomes `data_root/demo/manifest.jsonl`, images go beside it.
