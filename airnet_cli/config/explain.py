@@ -11,12 +11,13 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 
 from airnet_cli.config.schema import Preset
 
 _LONGEST_VALUE = 60  # characters of a given value that are shown
+
+_LIMITS = {"ge": "{} or more", "gt": "above {}", "le": "{} or less", "lt": "below {}"}
 
 
 def explain_problems(
@@ -175,17 +176,13 @@ def _strip(annotation: Any) -> tuple[Any, list[str]]:
     if get_origin(annotation) is not Annotated:
         return annotation, []
     kind, *fields = get_args(annotation)
-    limits: list[str] = []
-    for limit in (limit for field in fields for limit in field.metadata):
-        match limit:
-            case Ge(ge):
-                limits.append(f"{ge} or more")
-            case Gt(gt):
-                limits.append(f"above {gt}")
-            case Le(le):
-                limits.append(f"{le} or less")
-            case Lt(lt):
-                limits.append(f"below {lt}")
+    limits = [
+        words.format(getattr(limit, name))
+        for field in fields
+        for limit in field.metadata
+        for name, words in _LIMITS.items()
+        if hasattr(limit, name)
+    ]
     return kind, limits
 
 
