@@ -1,0 +1,128 @@
+"""Features that any tool computed: a NumPy matrix and a table that says what its rows show.
+
+`Q.npy` holds N x D floats; `Q.csv` has a header and N rows, with the columns `person_id` and
+`camera_id` (others, such as `path`, are allowed and not read). Nothing is unpickled, and the matrix
+stays on disk: it is mapped into memory.
+"""
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from airnet_cli.errors import DataError
+
+LABEL_COLUMNS = ("person_id", "camera_id")
+NAMED_COLUMNS = " and ".join(LABEL_COLUMNS)
+
+CHECK_ROWS = 4096
+"""Rows that are looked at together; so the check takes little memory."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledFeatures:
+    """N embeddings, and who was seen by which camera."""
+
+    embeddings: Tensor
+    """(N, D) float16, float32 or float64, as in the file, from which it is read as it is used."""
+    person_ids: npt.NDArray[np.int64]
+    """(N,)"""
+    camera_ids: npt.NDArray[np.int64]
+    """(N,)"""
+
+
+def read_features(path: Path) -> LabelledFeatures:
+    """Read `path` (.npy) and the .csv of the same name beside it.
+
+    Raises:
+        DataError: A file is missing or broken, or is not what this module's docstring says; with
+            the row or line.
+    """
+    embeddings = _read_matrix(path)
+    table = path.with_suffix(".csv")
+    labels = _read_labels(table, beside=path)  # (N, 2)
+    if len(labels) != len(embeddings):
+        raise DataError(
+            f"{table} has {len(labels)} rows under its header and {path} has {len(embeddings)}; "
+            "there must be one row of the table for each row of the matrix, in the same order"
+        )
+    return LabelledFeatures(
+        embeddings=embeddings, person_ids=labels[:, 0].copy(), camera_ids=labels[:, 1].copy()
+    )
+
+
+def _read_matrix(path: Path) -> Tensor:
+    try:
+        # "c" (private) rather than "r": torch warns about memory that it may not write to.
+        matrix = np.lib.format.open_memmap(path, mode="c")
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}; give the path of a .npy file") from None
+    except (OSError, ValueError, OverflowError, EOFError) as error:
+        raise DataError(
+            f"{path} can't be read as a NumPy array ({_one_line(error)}); write it again with "
+            "numpy.save(path, matrix), a matrix of floats"
+        ) from None
+    if (
+        matrix.ndim != 2
+        or 0 in matrix.shape
+        or matrix.dtype not in (np.float16, np.float32, np.float64)
+    ):
+        raise DataError(
+            f"{path} holds {matrix.dtype} of the shape {matrix.shape}; it must be a matrix of "
+            "float16, float32 or float64, in this machine's byte order, with one row per image"
+        )
+    embeddings = torch.from_numpy(matrix)
+    for begin in range(0, len(embeddings), CHECK_ROWS):
+        is_finite = embeddings[begin : begin + CHECK_ROWS].isfinite().all(dim=1)
+        if not is_finite.all():
+            row = begin + int((~is_finite).nonzero()[0])
+            raise DataError(
+                f"{path}: row {row} (from 0) holds NaN or infinity; compute the features again, "
+                "or leave that row out"
+            )
+    return embeddings
+
+
+def _read_labels(table: Path, *, beside: Path) -> npt.NDArray[np.int64]:
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines, strict=True)
+            missing = [name for name in LABEL_COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(
+                    f"{table} has no column {' and no column '.join(missing)}; "
+                    f"its first line must name the columns, {NAMED_COLUMNS} among them"
+                )
+            labels = [_labels_of(row, f"{table}, line {reader.line_num}") for row in reader]
+    except FileNotFoundError:
+        raise DataError(
+            f"there is no {table} beside {beside}; write one with the columns {NAMED_COLUMNS}, "
+            "a row for each row of the matrix"
+        ) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{table} can't be read as a table ({_one_line(error)}); "
+            "write it as UTF-8 text with commas"
+        ) from None
+    return np.array(labels, dtype=np.int64).reshape(-1, len(LABEL_COLUMNS))
+
+
+def _labels_of(row: dict[str | None, str | None], place: str) -> list[int]:
+    if None in row or None in row.values():
+        raise DataError(f"{place}: it has more or fewer cells than the first line; give it as many")
+    labels = []
+    for name in LABEL_COLUMNS:
+        text = (row[name] or "").strip()
+        if not re.fullmatch(r"-?[0-9]{1,18}", text):
+            raise DataError(f"{place}: {name} is {text!r}; it must be a whole number such as 12")
+        labels.append(int(text))
+    return labels
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
