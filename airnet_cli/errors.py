@@ -10,8 +10,9 @@
     ├── TrainingError     a training run that can't go on
     └── RuntimeSetupError device or precision that this machine does not have
 
-Each message is plain text for people: what was wrong, with the value; what would be right; what to do.
-The boundary in `cli/app.py` prints it to stderr and exits with 1. Anything else is a bug and keeps its traceback.
+Each message is plain text for people: what was wrong, with the value; what would be right; what to
+do. The boundary in `cli/app.py` prints it to stderr and exits with 1. Anything else is a bug and
+keeps its traceback.
 """
 
 

@@ -13,8 +13,10 @@ import typer
 
 from airnet_cli import __version__
 from airnet_cli.cli import prepare_data
+from airnet_cli.cli.evaluate import evaluate
 from airnet_cli.cli.output import note
 from airnet_cli.cli.presets import presets
+from airnet_cli.cli.train import train
 from airnet_cli.errors import AirnetError
 
 P = ParamSpec("P")
@@ -82,7 +84,10 @@ for name, command in prepare_data.COMMANDS.items():
     _prepare_data.command(name)(reports_errors(command))
 app.add_typer(_prepare_data, name="prepare-data")
 
-for name, command in {
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "evaluate": evaluate,
     "presets": presets,
-}.items():
+}
+for name, command in _COMMANDS.items():
     app.command(name)(reports_errors(command))

@@ -1,8 +1,8 @@
 """What a preset may say: frozen pydantic models that refuse unknown keys.
 
-Every value is stated in the preset files; there are no defaults here but for the settings on which the paper is
-silent (they are off). Units are in the names. `workflows/build.py` turns a `Preset` into a network, a loss, an
-optimizer and a loader. Importing this module does not load torch.
+Every value is stated in the preset files; there are no defaults here but for the settings on which
+the paper is silent (they are off). Units are in the names. `workflows/build.py` turns a `Preset`
+into a network, a loss, an optimizer and a loader. Importing this module does not load torch.
 """
 
 from typing import Annotated, Literal, Self
@@ -27,7 +27,7 @@ Positive = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """Shared by all parts of a preset: unknown keys are refused, values can't be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -49,7 +49,7 @@ class Model(Section):
 
 
 class Erasing(Section):
-    """Random erasing (Zhong et al. 2020); the patch becomes the ImageNet mean, zero after normalisation."""
+    """Random erasing (Zhong et al. 2020): a patch becomes zero after normalisation."""
 
     probability: Probability
     area: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0, lt=1)]]
@@ -74,7 +74,7 @@ class Training(Section):
     """K of the P x K batch."""
     learning_rate: Annotated[float, Field(gt=0)]
     learning_rate_epochs: tuple[Positive, ...]
-    """From each of these epochs on (counted from 1 as finished epochs), the rate is multiplied by the factor."""
+    """After so many finished epochs the rate is multiplied by the factor: once for each entry."""
     learning_rate_factor: Annotated[float, Field(gt=0, le=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     """L2, as `torch.optim.Adam` has it."""

@@ -19,7 +19,7 @@ class TripletTerm:
     loss: Tensor
     """Mean over anchors of max(0, D(hardest positive) + margin - D(hardest negative))."""
     active: Tensor
-    """Share (0-1) of anchors whose term is above 0; stuck at 1 with loss = margin means collapse."""
+    """Share (0-1) of anchors whose term is above 0; stuck at 1 with loss = margin: collapse."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,20 @@ class HeadLoss:
 
 @dataclass(frozen=True)
 class Loss:
-    """Eq. (7): the mean over heads of the identity losses plus the mean over heads of the triplet losses."""
+    """Eq. (7): mean over heads of the identity losses + mean over heads of the triplet losses."""
 
     total: Tensor
     heads: tuple[HeadLoss, ...]
 
 
 def batch_hard_triplet(vectors: Tensor, person_ids: Tensor, *, margin: float) -> TripletTerm:
-    """Batch-hard triplet loss (Hermans et al. 2017) on the cosine distance 1 - cos, which lies in 0-2.
+    """Batch-hard triplet loss (Hermans et al. 2017) on the cosine distance 1 - cos, which lies in
+    0-2.
 
-    Eq. (6) prints "+ D_min"; its reference has the minus, and so have we. An anchor counts as its own
-    positive (distance 0), so that an identity with one image has a hardest positive of about 0. An anchor
-    without a negative (one identity in the batch) has a loss of 0. Computed in float32 under autocast.
+    Eq. (6) prints "+ D_min"; its reference has the minus, and so have we. An anchor counts as its
+    own positive (distance 0), so that an identity with one image has a hardest positive of about
+    0. An anchor without a negative (one identity in the batch) has a loss of 0. Computed in
+    float32 under autocast.
 
     Args:
         vectors: (B, C), before batch norm.
@@ -75,8 +77,8 @@ def compute_loss(
         outputs: one per head, with logits (training mode).
         labels: (B,), the classes 0..N-1.
         triplet_margin: of the cosine distance 1 - cos.
-        label_smoothing: share of the target spread over all classes, as `torch.nn.functional.cross_entropy`
-            has it (eps / N); 0 for the paper.
+        label_smoothing: share of the target spread over all classes, as
+            `torch.nn.functional.cross_entropy` has it (eps / N); 0 for the paper.
 
     Raises:
         ValueError: a head has no logits: the network is in evaluation mode or has no classifiers.

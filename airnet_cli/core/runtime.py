@@ -1,4 +1,4 @@
-"""Device, precision and seeds: what a process is told once, by explicit call. Importing sets nothing."""
+"""Device, precision, seeds: what a process is told once, by explicit call, never on import."""
 
 import contextlib
 import random
@@ -42,20 +42,25 @@ def check_precision(precision: PrecisionName, device: torch.device) -> None:
     """Refuse a precision in which `device` can't train.
 
     Raises:
-        RuntimeSetupError: float16 on the CPU: its gradients would underflow without a GPU's loss scaling.
+        RuntimeSetupError: float16 on the CPU: its gradients would underflow without a GPU's loss
+        scaling.
     """
     if precision == "fp16" and device.type != "cuda":
-        raise RuntimeSetupError(f"precision 'fp16' needs a CUDA device, not '{device}'; use bf16 or fp32")
+        raise RuntimeSetupError(
+            f"precision 'fp16' needs a CUDA device, not '{device}'; use bf16 or fp32"
+        )
 
 
-def autocast(device: torch.device, precision: PrecisionName) -> contextlib.AbstractContextManager[object]:
+def autocast(
+    device: torch.device, precision: PrecisionName
+) -> contextlib.AbstractContextManager[object]:
     """The context in which the network runs in `precision`; fp32 changes nothing."""
     dtype = AUTOCAST_DTYPES[precision]
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def has_native_bfloat16(device: torch.device) -> bool:
-    """Whether `device` computes in bfloat16 itself; a CPU without it is several times slower in bf16."""
+    """Whether `device` computes in bfloat16 itself; a CPU without it is far slower in bf16."""
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -64,5 +69,5 @@ def has_native_bfloat16(device: torch.device) -> bool:
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch; the same seed on the same machine gives the same run."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  libraries that still use NumPy's global generator
+    np.random.seed(seed)
     torch.manual_seed(seed)

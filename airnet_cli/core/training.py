@@ -1,7 +1,8 @@
 """Training: one step, one epoch, and `fit`, a generator of epoch reports. Knows no files.
 
-Nothing of an epoch depends on the ones before it but the network and the optimizer: batches and augmentation
-are drawn anew from (seed, epoch). So a run can be resumed at any epoch's start and go on bit by bit the same.
+Nothing of an epoch depends on the ones before it but the network and the optimizer: batches and
+augmentation are drawn anew from (seed, epoch). So a run can be resumed at any epoch's start and go
+on bit by bit the same.
 """
 
 import time
@@ -95,7 +96,8 @@ class Trainer:
     def fit(
         self, *, epochs: int, first_epoch: int = 0, progress: Progress = silent
     ) -> Iterator[EpochReport]:
-        """Train from `first_epoch` (finished ones, 0 for a new run) to `epochs`, a report after each.
+        """Train from `first_epoch` (finished ones, 0 for a new run) to `epochs`, a report after
+        each.
 
         Raises:
             TrainingError: the loss is not finite any more.
@@ -148,7 +150,7 @@ class Trainer:
             label_smoothing=self.label_smoothing,
         )
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss.total).backward()
+        self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss

@@ -38,8 +38,8 @@ def training_loader(
     dataset: ImageDataset, sampler: IdentitySampler, *, workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
     """The batches of the epoch that `sampler` has planned."""
-    return DataLoader(
-        dataset,
+    return DataLoader[Batch](
+        dataset,  # type: ignore[arg-type]  # items (Tensor, int) are collated to a Batch
         batch_sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory,
@@ -51,8 +51,8 @@ def inference_loader(
     dataset: ImageDataset, *, batch_size: int, workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
     """All images in order."""
-    return DataLoader(
-        dataset,
+    return DataLoader[Batch](
+        dataset,  # type: ignore[arg-type]  # as above
         batch_size=batch_size,
         num_workers=workers,
         pin_memory=pin_memory,

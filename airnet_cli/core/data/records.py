@@ -15,7 +15,8 @@ JUNK = -1
 DISTRACTOR = 0
 """`person_id` of a gallery image that is a wrong answer for every query.
 
-Only in the gallery: in a training split 0 is an identity like any other, and a query may not have it.
+Only in the gallery: in a training split 0 is an identity like any other, and a query may not have
+it.
 """
 
 

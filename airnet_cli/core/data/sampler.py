@@ -1,7 +1,7 @@
 """P x K batches: P identities with K images each (paper 4.2; the epoch as in docs/method.md).
 
-The batches of an epoch are planned at once from (seed, epoch), so that their number is exact, and any epoch
-can be planned again without the ones before it (resuming).
+The batches of an epoch are planned at once from (seed, epoch), so that their number is exact, and
+any epoch can be planned again without the ones before it (resuming).
 """
 
 from collections import defaultdict
@@ -14,9 +14,10 @@ from torch.utils.data import Sampler
 class IdentitySampler(Sampler[list[int]]):
     """Batches of P identities x K images as lists of image indices.
 
-    An epoch gives every identity its images, shuffled, in groups of K (a remainder below K is left out this
-    time); an identity with fewer than K images gets one group in which some repeat. Batches draw P identities
-    without replacement, one group of each, while P identities have groups left.
+    An epoch gives every identity its images, shuffled, in groups of K (a remainder below K is left
+    out this time); an identity with fewer than K images gets one group in which some repeat.
+    Batches draw P identities without replacement, one group of each, while P identities have
+    groups left.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class IdentitySampler(Sampler[list[int]]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Plan the batches of `epoch` (0, 1, …); the same seed and epoch always give the same plan."""
+        """Plan the batches of `epoch` (0, 1, …): the same plan for the same seed and epoch."""
         self._batches = self._plan(np.random.default_rng((self._seed, epoch)))
 
     def __len__(self) -> int:
@@ -78,4 +79,6 @@ class IdentitySampler(Sampler[list[int]]):
             repeats = random.choice(images, size - len(images))
             return [[int(i) for i in (*images, *repeats)]]
         shuffled = random.permutation(images)
-        return [[int(i) for i in shuffled[i : i + size]] for i in range(0, len(images) - size + 1, size)]
+        return [
+            [int(i) for i in shuffled[i : i + size]] for i in range(0, len(images) - size + 1, size)
+        ]

@@ -1,7 +1,8 @@
 """From a file to the network's input: reading and resizing one image, augmenting a batch.
 
-Images stay uint8 RGB until they are on the device; normalisation lives in the network. Augmentation works on
-whole batches there, with random numbers that depend only on the generator it is given: never on workers.
+Images stay uint8 RGB until they are on the device; normalisation lives in the network.
+Augmentation works on whole batches there, with random numbers that depend only on the generator it
+is given: never on workers.
 
 Letters: B images, H x W pixels.
 """
@@ -19,9 +20,11 @@ from airnet_cli.errors import DataError
 
 
 def read_image(path: Path, *, height_px: int, width_px: int) -> Tensor:
-    """Read an image as RGB uint8 (3, H, W), resized (bilinear, antialiased) to `height_px` x `width_px`.
+    """Read an image as RGB uint8 (3, H, W), resized (bilinear, antialiased) to `height_px` x
+    `width_px`.
 
-    The EXIF orientation is obeyed; the aspect ratio is not kept (paper 4.2: all images are resized).
+    The EXIF orientation is obeyed; the aspect ratio is not kept (paper 4.2: all images are
+    resized).
 
     Raises:
         DataError: the file is missing or is no image that can be decoded.
@@ -33,7 +36,13 @@ def read_image(path: Path, *, height_px: int, width_px: int) -> Tensor:
                 image = image.resize((width_px, height_px), Image.Resampling.BILINEAR)
     except FileNotFoundError:
         raise DataError(f"image '{path}' does not exist; was its folder moved?") from None
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as e:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+    ) as e:
         raise DataError(f"image '{path}' can't be read: {e}") from None
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (3, H, W)
 
@@ -42,8 +51,9 @@ def read_image(path: Path, *, height_px: int, width_px: int) -> Tensor:
 class Augmentation:
     """Random horizontal flip and random erasing (Zhong et al. 2020) for a batch.
 
-    The erased patch becomes the ImageNet mean, so that it is exactly zero after normalisation. Its area and
-    aspect (height / width) are drawn uniformly; a patch that does not fit into the image is drawn again.
+    The erased patch becomes the ImageNet mean, so that it is exactly zero after normalisation. Its
+    area and aspect (height / width) are drawn uniformly; a patch that does not fit into the image
+    is drawn again.
     """
 
     flip_probability: float
@@ -54,7 +64,7 @@ class Augmentation:
     """Smallest and largest height / width."""
 
     def __call__(self, images: Tensor, random: np.random.Generator) -> Tensor:
-        """Augment uint8 `images` (B, 3, H, W); the result is float32 in 0-1, same shape. Never in place."""
+        """Augment uint8 `images` (B, 3, H, W), never in place; float32 in 0-1, same shape."""
         batch, _, height, width = images.shape
         flipped = torch.from_numpy(random.random(batch) < self.flip_probability)
         patches = [self._draw_patch(height, width, random) for _ in range(batch)]

@@ -1,11 +1,15 @@
 """AIR-Net: a trunk, copies of stage 5 as branches, heads on each branch (paper 3.1, 3.2, 4.4).
 
-- A model is a list of branches, a branch a copy of stage 5 with one or more heads, a head a pooling with its
-  own batch norm and classifier. The seven rows of Table 3 are seven such lists (`VARIANTS`).
-- Heads have the paper's names: A1, A2 (appearance), I (interaction); M (mixed, eq. (4)) for a GC head.
-- Normalisation by ImageNet mean and standard deviation lives in the network: it takes uint8 or 0-1 RGB.
+- A model is a list of branches, a branch a copy of stage 5 with one or more heads, a head a
+  pooling with its own batch norm and classifier. The seven rows of Table 3 are seven such lists
+  (`VARIANTS`).
+- Heads have the paper's names: A1, A2 (appearance), I (interaction); M (mixed, eq. (4)) for a GC
+  head.
+- Normalisation by ImageNet mean and standard deviation lives in the network: it takes uint8 or 0-1
+  RGB.
 
-Letters: B images, H x W pixels, C channels of stage 5, N identities, D = C times the number of heads.
+Letters: B images, H x W pixels, C channels of stage 5, N identities, D = C times the number of
+heads.
 """
 
 import copy
@@ -60,12 +64,14 @@ class Head(nn.Module):
     """A pooling, a batch norm without trainable shift, and a classifier without bias."""
 
     def __init__(self, pooling: PoolingName, *, channels: int, identities: int | None) -> None:
-        """Build a head for maps of `channels` channels; without `identities` it has no classifier."""
+        """Take maps of `channels` channels; without `identities` there is no classifier."""
         super().__init__()
         self.pooling = _build_pooling(pooling, channels)
         self.norm = nn.BatchNorm1d(channels)
         self.norm.bias.requires_grad_(False)
-        self.classifier = None if identities is None else nn.Linear(channels, identities, bias=False)
+        self.classifier = (
+            None if identities is None else nn.Linear(channels, identities, bias=False)
+        )
         if self.classifier is not None:
             nn.init.normal_(self.classifier.weight, std=CLASSIFIER_STD)
 
@@ -84,9 +90,7 @@ class AirNet(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(
-        self, backbone: Backbone, *, variant: VariantName, identities: int | None
-    ) -> None:
+    def __init__(self, backbone: Backbone, *, variant: VariantName, identities: int | None) -> None:
         """Duplicate stage 5 of `backbone` into the branches of `variant`.
 
         Every branch starts from the weights that stage 5 has now, and is trained on its own.
@@ -129,7 +133,9 @@ class AirNet(nn.Module):
         """ImageNet-normalise RGB `images` (B, 3, H, W), uint8 in 0-255 or floating point in 0-1."""
         if images.dtype == torch.uint8:
             images = images.to(self.pixel_mean.dtype).div_(255)
-        return (images - self.pixel_mean) / self.pixel_std  # never in place: the caller's images stay
+        return (
+            images - self.pixel_mean
+        ) / self.pixel_std  # never in place: the caller's images stay
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """The map of each branch, (B, C, H/16, W/16), for RGB `images` as in `normalize`."""
@@ -146,14 +152,15 @@ class AirNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[HeadOutput, ...]:
-        """One output per head for RGB `images` (B, 3, H, W), uint8 in 0-255 or floating point in 0-1."""
+        """One output per head for RGB `images` (B, 3, H, W), uint8 or floating point in 0-1."""
         return self.pool(self.feature_maps(images))
 
     def embed(self, images: Tensor, *, normalize_heads: bool = False) -> Tensor:
-        """The embedding (B, D), float32: the normalised vectors of all heads, concatenated (paper 4.2).
+        """The embedding (B, D), float32: the normalised vectors of all heads, concatenated (paper
+        4.2).
 
-        With `normalize_heads` each head's vector gets length 1 first, so that all heads weigh the same in
-        the cosine of the whole; the paper does not do it.
+        With `normalize_heads` each head's vector gets length 1 first, so that all heads weigh the
+        same in the cosine of the whole; the paper does not do it.
         """
         vectors = [output.normalized.float() for output in self(images)]
         if normalize_heads:

@@ -1,4 +1,5 @@
-"""From a feature map to a vector: global max pooling, attention-based pooling, and the Global Context block.
+"""From a feature map to a vector: global max pooling, attention-based pooling, and the Global
+Context block.
 
 Letters: B images, C channels, H x W positions of the feature map.
 """
@@ -18,9 +19,10 @@ class GlobalMaxPooling(nn.Module):
 class AttentionPooling(nn.Module):
     """Attention-based pooling: I = (X Wv)^T (X Wu), eq. (3), with X as HW x C, no bias, no softmax.
 
-    Computed as Wv^T (X^T (X Wu)): collapsing the positions first gives the same vector for HW*C*2 + C*C
-    multiplications instead of HW*C*C, about 220 times fewer at 2048 x 24 x 12. Always in float32: under
-    autocast the sums over positions would overflow float16 and lose bits in bfloat16.
+    Computed as Wv^T (X^T (X Wu)): collapsing the positions first gives the same vector for HW*C*2
+    + C*C multiplications instead of HW*C*C, about 220 times fewer at 2048 x 24 x 12. Always in
+    float32: under autocast the sums over positions would overflow float16 and lose bits in
+    bfloat16.
 
     (The paper writes X as C x HW; only HW x C makes the product C x 1. See docs/method.md.)
     """
@@ -41,15 +43,18 @@ class AttentionPooling(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             positions = features.float().flatten(2)  # (B, C, HW)
             weights = torch.matmul(self.attention.weight, positions)  # (B, 1, HW): (X Wu)^T
-            context = torch.matmul(positions, weights.transpose(1, 2)).squeeze(2)  # (B, C): X^T X Wu
+            context = torch.matmul(positions, weights.transpose(1, 2)).squeeze(
+                2
+            )  # (B, C): X^T X Wu
             return nn.functional.linear(context, self.value.weight)
 
 
 class GlobalContext(nn.Module):
-    """Global Context block (Cao et al. 2019, GCNet): softmax attention pooling, bottleneck, added everywhere.
+    """Global Context block (Cao et al. 2019, GCNet): softmax attention pooling, bottleneck, added
+    everywhere.
 
-    Parameter names are those of the authors' `ContextBlock`. A new block returns its input unchanged, since
-    its last convolution starts at zero.
+    Parameter names are those of the authors' `ContextBlock`. A new block returns its input
+    unchanged, since its last convolution starts at zero.
     """
 
     REDUCTION = 16
@@ -67,12 +72,11 @@ class GlobalContext(nn.Module):
         )
         nn.init.kaiming_normal_(self.conv_mask.weight, mode="fan_in", nonlinearity="relu")
         nn.init.zeros_(self.conv_mask.bias)  # type: ignore[arg-type]  # Conv2d has a bias by default
-        last = self.channel_add_conv[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in self.channel_add_conv[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Add the transformed context of the whole map to each position of `features` (B, C, H, W)."""
+        """Add the context of the whole map to each position of `features` (B, C, H, W)."""
         mask = self.conv_mask(features).flatten(2).softmax(dim=2)  # (B, 1, HW)
         context = torch.matmul(features.flatten(2), mask.transpose(1, 2))  # (B, C, 1)
         transformed: Tensor = self.channel_add_conv(context.unsqueeze(3))  # (B, C, 1, 1)

@@ -1,0 +1,140 @@
+"""`airnet evaluate`: scores of a run, or of features that any tool computed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from airnet_cli.cli.options import (
+    DEFAULT_DATA_ROOT,
+    DEFAULT_RUNS_ROOT,
+    DataRootOption,
+    DeviceOption,
+    JsonOption,
+    PrecisionName,
+    RunsRootOption,
+)
+from airnet_cli.cli.output import note, percent, print_json, print_table, progress_bars
+from airnet_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from airnet_cli.core.retrieval.metrics import RetrievalScores
+    from airnet_cli.workflows.evaluate import Evaluation
+    from airnet_cli.workflows.runs import Model
+
+
+def evaluate(
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN|CHECKPOINT]",
+            help="A run folder or a .safetensors checkpoint; the newest finished run if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="NAME", help="Score on this prepared data set, not the run's own."
+        ),
+    ] = None,
+    query: Annotated[
+        Path | None,
+        typer.Option(
+            "--query",
+            metavar="Q.npy",
+            help="Score these query features; Q.csv beside them has person_id and camera_id.",
+        ),
+    ] = None,
+    gallery: Annotated[
+        Path | None,
+        typer.Option("--gallery", metavar="G.npy", help="The gallery's features, with G.csv."),
+    ] = None,
+    metric: Annotated[
+        Literal["cosine", "euclidean"],
+        typer.Option("--metric", help="Compare --query and --gallery features by this distance."),
+    ] = "cosine",
+    data_root: DataRootOption = DEFAULT_DATA_ROOT,
+    runs_root: RunsRootOption = DEFAULT_RUNS_ROOT,
+    device: DeviceOption = "auto",
+    precision: Annotated[
+        PrecisionName, typer.Option("--precision", help="Embed in this precision.")
+    ] = "fp32",
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Embed so many images at once.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Decode images in so many processes.")
+    ] = 1,
+    json: JsonOption = False,
+) -> None:
+    """Score a run on its data set: mAP, mINP and CMC, exactly.
+
+    Example: airnet evaluate runs/market1501-20261123-194500 --json
+    """
+    if (query is None) != (gallery is None):
+        raise UsageError("--query and --gallery go together: give both, or neither")
+    if query is not None and (model is not None or data is not None):
+        raise UsageError("--query and --gallery are scored without a run: leave RUN and --data out")
+    if query is None and metric != "cosine":
+        raise UsageError("--metric is for --query and --gallery; runs are compared by cosine")
+    from airnet_cli.workflows import evaluate as workflow
+
+    with progress_bars() as progress:
+        if query is not None and gallery is not None:
+            evaluation = workflow.evaluate_features(
+                query=query, gallery=gallery, metric=metric, progress=progress
+            )
+        else:
+            evaluation = workflow.evaluate(
+                model=model,
+                runs_root=runs_root,
+                data_name=data,
+                data_root=data_root,
+                device=device,
+                precision=precision,
+                batch_size=batch_size,
+                workers=workers,
+                on_model=_say_which,
+                progress=progress,
+            )
+    if json:
+        print_json(evaluation.to_dict())
+        return
+    _show(evaluation)
+
+
+def _say_which(model: "Model") -> None:
+    if model.was_chosen:
+        note(f"evaluating the newest finished run: {model.run}")
+
+
+def _show(evaluation: "Evaluation") -> None:
+    heads = evaluation.heads if len(evaluation.heads) > 1 else {}
+    rows = [_row("whole embedding", evaluation.whole)]
+    rows += [_row(f"head {name} alone", scores) for name, scores in heads.items()]
+    columns = ["", "mAP", "mAP_trapezoid", "mINP", "rank-1", "rank-5", "rank-10", "rank-20"]
+    print_table(columns, rows)
+    whole = evaluation.whole
+    note(f"{whole.queries_counted:,} of {whole.queries_total:,} queries counted{_why_not(whole)}")
+    if evaluation.scores_path is not None:
+        note(f"scores written to {evaluation.scores_path}")
+
+
+def _row(label: str, scores: "RetrievalScores") -> tuple[str, ...]:
+    values = [scores.mAP, scores.mAP_trapezoid, scores.mINP]
+    values += [scores.cmc_at(rank) for rank in (1, 5, 10, 20)]
+    return (label, *(percent(value) for value in values))
+
+
+def _why_not(scores: "RetrievalScores") -> str:
+    missing = scores.queries_not_counted
+    reasons = [
+        f"{count:,} {why}"
+        for count, why in (
+            (missing.no_gallery_image, "have no gallery image of their identity"),
+            (missing.same_camera_only, "have one only by their own camera"),
+        )
+        if count
+    ]
+    return f"; {', '.join(reasons)}" if reasons else ""

@@ -1,0 +1,175 @@
+"""`airnet train`: a preset becomes a run folder."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from airnet_cli.cli.options import (
+    DEFAULT_DATA_ROOT,
+    DEFAULT_RUNS_ROOT,
+    DataRootOption,
+    DeviceName,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    PresetOption,
+    RunsRootOption,
+    SeedOption,
+    SetOption,
+)
+from airnet_cli.cli.output import note, percent, print_json, print_table, progress_bars
+from airnet_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from airnet_cli.core.training import EpochReport
+    from airnet_cli.workflows.train import DryRun, Listener, TrainedRun
+
+
+def train(
+    preset: PresetOption = "",
+    set_values: SetOption = None,
+    data_root: DataRootOption = DEFAULT_DATA_ROOT,
+    runs_root: RunsRootOption = DEFAULT_RUNS_ROOT,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
+    seed: SeedOption = None,
+    runs: Annotated[
+        int,
+        typer.Option("--runs", min=1, help="Train so many runs, with seeds S, S+1, S+2, …"),
+    ] = 1,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with this stopped run folder."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print what would be trained, touching no data or weights."),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Train AIR-Net by a preset into a run folder, and evaluate it.
+
+    Example: airnet train --preset market1501 --set model.variant=baseline --runs 3
+    """
+    if resume is not None:
+        if preset or set_values or precision or seed is not None or runs > 1 or dry_run:
+            raise UsageError(
+                "--resume goes on with the run's own preset: it takes no --preset, --set, "
+                "--precision, --seed, --runs or --dry-run"
+            )
+        _resume(resume, data_root, device, json)
+        return
+    if not preset:
+        raise UsageError("which preset? give --preset NAME (see: airnet presets), or --resume RUN")
+    from airnet_cli.config.presets import load_preset
+
+    overrides = list(set_values or [])
+    if precision is not None:
+        overrides.append(f"training.precision={precision}")
+    if seed is not None:
+        overrides.append(f"training.seed={seed}")
+    chosen = load_preset(preset, overrides)
+    from airnet_cli.workflows import train as workflow
+
+    if dry_run:
+        described = workflow.dry_run(chosen)
+        print_json(described.to_dict()) if json else _show_dry_run(described)
+        return
+    with progress_bars() as progress:
+        trained = workflow.train_runs(
+            chosen,
+            preset_name=Path(preset).stem,
+            runs=runs,
+            data_root=data_root,
+            runs_root=runs_root,
+            device=device,
+            listener=_listener(),
+            progress=progress,
+        )
+    _show_trained(trained, json)
+
+
+def _resume(run: Path, data_root: Path, device: DeviceName, json: bool) -> None:
+    from airnet_cli.workflows import train as workflow
+
+    with progress_bars() as progress:
+        trained = workflow.resume(
+            run, data_root=data_root, device=device, listener=_listener(), progress=progress
+        )
+    _show_trained((trained,), json)
+
+
+def _listener() -> "Listener":
+    """Prints a line for each event of a run, on stderr."""
+    from airnet_cli.workflows.train import Listener
+
+    return Listener(
+        started=lambda run, preset, device: note(
+            f"training {preset.model.variant} with {preset.model.backbone} on {preset.data.name}, "
+            f"{device.type}, {preset.training.precision}, seed {preset.training.seed}: {run}"
+        ),
+        noted=lambda text: note(f"note: {text}"),
+        epoch_finished=lambda report: note(_epoch_line(report)),
+        evaluated=lambda epoch, evaluation: note(
+            f"after epoch {epoch}: mAP {percent(evaluation.whole.mAP)}, "
+            f"rank-1 {percent(evaluation.whole.cmc_at(1))}"
+        ),
+    )
+
+
+def _epoch_line(report: "EpochReport") -> str:
+    heads = "  ".join(
+        f"{head.name} {head.identity_loss:.2f}+{head.triplet_loss:.3f} "
+        f"({percent(head.active_triplets)}%)"
+        for head in report.heads
+    )
+    return (
+        f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}  {heads}  "
+        f"lr {report.learning_rate:.2g}  {report.images_per_second:.0f} images/s"
+    )
+
+
+def _show_dry_run(described: "DryRun") -> None:
+    print_table(["setting", "value"], list(described.settings()))
+    with_classifiers = described.parameters_with_classifiers
+    print_table(
+        ["network", ""],
+        [
+            ("heads", ", ".join(described.heads)),
+            ("embedding size", described.embedding_size),
+            ("parameters without classifiers", described.parameters_without_classifiers),
+            (
+                "parameters with classifiers",
+                "known once the data is" if with_classifiers is None else with_classifiers,
+            ),
+        ],
+    )
+
+
+def _show_trained(trained: "tuple[TrainedRun, ...]", json: bool) -> None:
+    from airnet_cli.workflows.train import summarize
+
+    summary = summarize(trained)
+    if json:
+        print_json(summary.to_dict())
+        return
+    rows = [
+        (
+            str(run.run),
+            percent(run.evaluation.whole.mAP),
+            percent(run.evaluation.whole.cmc_at(1)),
+            f"{run.seconds / 60:.1f}",
+        )
+        for run in trained
+    ]
+    if len(trained) > 1:
+        rows.append(
+            (
+                f"mean ± std of {len(trained)} runs",
+                f"{percent(summary.mAP.mean)} ± {percent(summary.mAP.std)}",
+                f"{percent(summary.rank1.mean)} ± {percent(summary.rank1.std)}",
+                "",
+            )
+        )
+    print_table(["run", "mAP", "rank-1", "minutes"], rows)

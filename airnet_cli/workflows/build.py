@@ -1,0 +1,132 @@
+"""A validated preset becomes a network, an optimizer, loaders: the one place that knows both."""
+
+from pathlib import Path
+
+import torch
+
+from airnet_cli.config.presets import validate_preset
+from airnet_cli.config.schema import Preset
+from airnet_cli.core.checkpoint import Checkpoint, fill_network
+from airnet_cli.core.data.dataset import ImageDataset, training_loader
+from airnet_cli.core.data.manifest import Manifest
+from airnet_cli.core.data.sampler import IdentitySampler
+from airnet_cli.core.data.transforms import Augmentation
+from airnet_cli.core.model.airnet import AirNet
+from airnet_cli.core.model.backbone import build_backbone
+from airnet_cli.core.model.weights import load_imagenet, load_weights
+from airnet_cli.core.training import Schedule, Trainer
+from airnet_cli.errors import DataError
+
+
+def build_network(preset: Preset, *, identities: int | None) -> AirNet:
+    """A new network with the preset's initial weights, channels-last (the faster layout on CPUs
+    and GPUs).
+
+    Raises:
+        WeightsError: `model.init` can't be had or does not fit.
+    """
+    backbone = build_backbone(preset.model.backbone)
+    match preset.model.init:
+        case "none":
+            pass
+        case "imagenet":
+            load_imagenet(backbone, preset.model.backbone)
+        case path:
+            load_weights(backbone, Path(path).expanduser())
+    return _channels_last(AirNet(backbone, variant=preset.model.variant, identities=identities))
+
+
+def describe_network(preset: Preset, *, identities: int | None) -> AirNet:
+    """The network without memory or weights: for its shape and parameter counts only."""
+    with torch.device("meta"):
+        backbone = build_backbone(preset.model.backbone)
+        return AirNet(backbone, variant=preset.model.variant, identities=identities)
+
+
+def restore_network(checkpoint: Checkpoint) -> tuple[AirNet, Preset]:
+    """The network of a checkpoint, ready to embed, and the preset it was trained with.
+
+    Raises:
+        PresetError: its preset is not one that this airnet understands.
+        CheckpointError: its tensors do not fit.
+    """
+    preset = validate_preset(checkpoint.preset, source=str(checkpoint.path))
+    backbone = build_backbone(preset.model.backbone)
+    identities = len(checkpoint.identities)
+    network = AirNet(backbone, variant=preset.model.variant, identities=identities)
+    fill_network(network, checkpoint)
+    return _channels_last(network).eval(), preset
+
+
+def build_trainer(
+    preset: Preset, network: AirNet, manifest: Manifest, *, device: torch.device
+) -> tuple[Trainer, tuple[int, ...]]:
+    """Everything that training needs, and the person_id of each class.
+
+    Raises:
+        DataError: fewer training identities than a batch needs.
+    """
+    training = preset.training
+    records = manifest.split("train")
+    person_ids = [record.person_id for record in records]
+    identities = training_identities(manifest)
+    if len(identities) < training.identities_per_batch:
+        raise DataError(
+            f"data set '{manifest.name}' has {len(identities)} training identities; "
+            f"training.identities_per_batch = {training.identities_per_batch} needs as many"
+        )
+    label_of = {person_id: label for label, person_id in enumerate(identities)}
+    sampler = IdentitySampler(
+        person_ids,
+        identities_per_batch=training.identities_per_batch,
+        images_per_identity=training.images_per_identity,
+        seed=training.seed,
+    )
+    loader = training_loader(
+        ImageDataset(
+            [manifest.root / record.path for record in records],
+            height_px=preset.data.height_px,
+            width_px=preset.data.width_px,
+        ),
+        sampler,
+        workers=training.workers,
+        pin_memory=device.type == "cuda",
+    )
+    trainer = Trainer(
+        network=network,
+        optimizer=torch.optim.Adam(
+            [parameter for parameter in network.parameters() if parameter.requires_grad],
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
+        ),
+        schedule=Schedule(
+            learning_rate=training.learning_rate,
+            factor=training.learning_rate_factor,
+            epochs=training.learning_rate_epochs,
+        ),
+        sampler=sampler,
+        loader=loader,
+        labels=torch.tensor([label_of[person_id] for person_id in person_ids]),
+        augmentation=Augmentation(
+            flip_probability=training.flip_probability,
+            erasing_probability=training.erasing.probability,
+            erasing_area=training.erasing.area,
+            erasing_aspect=training.erasing.aspect,
+        ),
+        triplet_margin=training.triplet_margin,
+        label_smoothing=training.label_smoothing,
+        precision=training.precision,
+        device=device,
+        seed=training.seed,
+        scaler=torch.amp.GradScaler(device.type, enabled=training.precision == "fp16"),
+    )
+    return trainer, identities
+
+
+def training_identities(manifest: Manifest) -> tuple[int, ...]:
+    """The person_id of each class: sorted, so that labels are the same on every machine."""
+    return tuple(sorted({record.person_id for record in manifest.split("train")}))
+
+
+def _channels_last(network: AirNet) -> AirNet:
+    return network.to(memory_format=torch.channels_last)

@@ -1,0 +1,400 @@
+"""Train a preset into a run folder; go on with a stopped run; say what a preset would train."""
+
+import contextlib
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from airnet_cli.config.presets import validate_preset
+from airnet_cli.config.schema import Preset
+from airnet_cli.core.checkpoint import (
+    library_versions,
+    read_training_state,
+    write_checkpoint,
+    write_training_state,
+)
+from airnet_cli.core.data.generated import TRAIN_IDENTITIES
+from airnet_cli.core.data.manifest import load_prepared
+from airnet_cli.core.files import write_json, write_text
+from airnet_cli.core.progress import Progress, silent
+from airnet_cli.core.runtime import (
+    DeviceName,
+    check_precision,
+    choose_device,
+    has_native_bfloat16,
+    seed_everything,
+)
+from airnet_cli.core.training import EpochReport, Trainer
+from airnet_cli.errors import CheckpointError
+from airnet_cli.workflows.build import (
+    build_network,
+    build_trainer,
+    describe_network,
+    training_identities,
+)
+from airnet_cli.workflows.evaluate import Evaluation, score_network
+from airnet_cli.workflows.runs import CHECKPOINT, LOG, PRESET, SCORES, STATE, Model, new_run
+
+PUBLISHED_IDENTITIES = {
+    "market1501": 751,
+    "cuhk03-labeled": 767,
+    "cuhk03-detected": 767,
+    "msmt17": 1041,
+}
+"""Training identities of the published data sets: for a dry run, which does not look at data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """What a caller hears while a run goes on."""
+
+    started: Callable[[Path, Preset, torch.device], None]
+    """Training begins (or goes on) in this folder."""
+    noted: Callable[[str], None]
+    """Something worth knowing was noticed."""
+    epoch_finished: Callable[[EpochReport], None]
+    """An epoch was trained and saved."""
+    evaluated: Callable[[int, Evaluation], None]
+    """The network was scored after so many finished epochs."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run."""
+
+    run: Path
+    evaluation: Evaluation
+    seconds: float
+    """Of training alone, all epochs of this session."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation of a score over runs, fractions."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a preset would train."""
+
+    preset: Preset
+    heads: tuple[str, ...]
+    embedding_size: int
+    parameters_without_classifiers: int
+    parameters_with_classifiers: int | None
+    """None where the number of identities is only known from the data."""
+
+    def settings(self) -> Iterator[tuple[str, object]]:
+        """The preset flattened to dotted keys, as `--set` takes them."""
+        yield from _flatten("", self.preset.model_dump(mode="json"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON shape of `train --dry-run --json` (docs/formats.md)."""
+        return {
+            "version": 1,
+            "preset": self.preset.model_dump(mode="json"),
+            "heads": list(self.heads),
+            "embedding_size": self.embedding_size,
+            "parameters": {
+                "without_classifiers": self.parameters_without_classifiers,
+                "with_classifiers": self.parameters_with_classifiers,
+            },
+        }
+
+
+def dry_run(preset: Preset) -> DryRun:
+    """Describe the network of `preset` without touching data or weights."""
+    known = PUBLISHED_IDENTITIES | {"demo": TRAIN_IDENTITIES}
+    network = describe_network(preset, identities=None)
+    without = sum(parameter.numel() for parameter in network.parameters())
+    identities = known.get(preset.data.name)
+    classifiers = None if identities is None else identities * network.embedding_size
+    return DryRun(
+        preset=preset,
+        heads=network.head_names,
+        embedding_size=network.embedding_size,
+        parameters_without_classifiers=without,
+        parameters_with_classifiers=None if classifiers is None else without + classifiers,
+    )
+
+
+def train(
+    preset: Preset,
+    *,
+    preset_name: str,
+    data_root: Path,
+    runs_root: Path,
+    device: DeviceName,
+    listener: Listener,
+    progress: Progress = silent,
+) -> TrainedRun:
+    """Train `preset` in a new run folder under `runs_root` and score it.
+
+    Raises:
+        AirnetError: data, weights, device or precision that can't be had; a loss that is not
+        finite.
+    """
+    seed_everything(preset.training.seed)
+    return _run(
+        preset,
+        lambda: new_run(runs_root, preset_name),
+        data_root=data_root,
+        device=choose_device(device),
+        listener=listener,
+        progress=progress,
+    )
+
+
+def train_runs(
+    preset: Preset,
+    *,
+    preset_name: str,
+    runs: int,
+    data_root: Path,
+    runs_root: Path,
+    device: DeviceName,
+    listener: Listener,
+    progress: Progress = silent,
+) -> tuple[TrainedRun, ...]:
+    """Train `runs` runs of `preset`, with its seed S, S+1, S+2, …; see `train`."""
+    first = preset.training.seed
+    return tuple(
+        train(
+            preset.model_copy(
+                update={"training": preset.training.model_copy(update={"seed": seed})}
+            ),
+            preset_name=preset_name,
+            data_root=data_root,
+            runs_root=runs_root,
+            device=device,
+            listener=listener,
+            progress=progress,
+        )
+        for seed in range(first, first + runs)
+    )
+
+
+def resume(
+    run: Path,
+    *,
+    data_root: Path,
+    device: DeviceName,
+    listener: Listener,
+    progress: Progress = silent,
+) -> TrainedRun:
+    """Go on with a stopped run at the start of its first unfinished epoch.
+
+    Raises:
+        CheckpointError: `run` is no run folder, or is finished.
+    """
+    recorded = _read_record(run)
+    preset = validate_preset(recorded.get("preset", {}), source=str(run / PRESET))
+    if (run / SCORES).exists():
+        raise CheckpointError(f"run '{run}' is finished; there is nothing to resume")
+    seed_everything(preset.training.seed)
+    return _run(
+        preset,
+        lambda: run,
+        data_root=data_root,
+        device=choose_device(device),
+        listener=listener,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Scores over the runs of one preset, as the paper reports them."""
+
+    trained: tuple[TrainedRun, ...]
+    mAP: Spread
+    rank1: Spread
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON shape of `train --json` (docs/formats.md)."""
+        return {
+            "version": 1,
+            "runs": [
+                {"run": str(t.run), "seconds": t.seconds, "scores": t.evaluation.to_dict()}
+                for t in self.trained
+            ],
+            "mAP": asdict(self.mAP),
+            "rank1": asdict(self.rank1),
+        }
+
+
+def summarize(trained: tuple[TrainedRun, ...]) -> Summary:
+    """Mean and sample standard deviation over `trained` (at least one)."""
+    return Summary(
+        trained=trained,
+        mAP=spread([run.evaluation.whole.mAP for run in trained]),
+        rank1=spread([run.evaluation.whole.cmc_at(1) for run in trained]),
+    )
+
+
+def spread(values: list[float]) -> Spread:
+    """Mean and sample standard deviation (0 for a single value), as the paper reports its three
+    runs.
+
+    >>> spread([0.25, 0.5, 0.75])
+    Spread(mean=0.5, std=0.25)
+    """
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+
+
+def _flatten(prefix: str, value: object) -> Iterator[tuple[str, object]]:
+    if not isinstance(value, dict):
+        yield prefix, value
+        return
+    for key, below in value.items():
+        yield from _flatten(f"{prefix}.{key}" if prefix else key, below)
+
+
+def _run(
+    preset: Preset,
+    folder: Callable[[], Path],
+    *,
+    data_root: Path,
+    device: torch.device,
+    listener: Listener,
+    progress: Progress,
+) -> TrainedRun:
+    check_precision(preset.training.precision, device)
+    manifest = load_prepared(data_root, preset.data.name)
+    network = build_network(preset, identities=len(training_identities(manifest))).to(device)
+    trainer, identities = build_trainer(preset, network, manifest, device=device)
+    run = folder()  # only now: a request that can't be carried out leaves no folder behind
+    finished = 0
+    if (run / STATE).exists():
+        finished = read_training_state(run / STATE, network, trainer.optimizer)
+        _cut_log(run / LOG, finished)
+    else:
+        write_json(run / PRESET, _record(preset, device))
+    listener.started(run, preset, device)
+    if preset.training.precision == "bf16" and not has_native_bfloat16(device):
+        listener.noted(
+            f"this {device.type} has no bfloat16 of its own; --precision fp32 is faster here"
+        )
+
+    seconds = 0.0
+    evaluation: Evaluation | None = None
+    epochs, every = preset.training.epochs, preset.evaluation.every
+    model = Model(run / CHECKPOINT, run, was_chosen=False)
+
+    def score(epoch: int) -> Evaluation:
+        return score_network(
+            network,
+            preset,
+            manifest,
+            device=device,
+            precision="fp32",  # the scores of a run are those of `airnet evaluate`
+            batch_size=preset.evaluation.batch_size,
+            workers=preset.training.workers,
+            model=model,
+            training=_summary(preset, epoch),
+            progress=progress,
+        )
+
+    with _events(run) as write_events:
+        for report in trainer.fit(epochs=epochs, first_epoch=finished, progress=progress):
+            seconds += report.seconds
+            _save(run, trainer, preset, identities, report.epoch)
+            line: dict[str, Any] = asdict(report) | {"images_per_second": report.images_per_second}
+            listener.epoch_finished(report)
+            if report.epoch == epochs or (every and report.epoch % every == 0):
+                evaluation = score(report.epoch)
+                line["scores"] = evaluation.to_dict()
+                listener.evaluated(report.epoch, evaluation)
+            with (run / LOG).open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+            write_events(line)
+    if evaluation is None:  # resumed after the last epoch was saved and before it was scored
+        evaluation = score(epochs)
+        listener.evaluated(epochs, evaluation)
+    write_json(run / SCORES, evaluation.to_dict())
+    return TrainedRun(run, evaluation, seconds)
+
+
+def _save(
+    run: Path, trainer: Trainer, preset: Preset, identities: tuple[int, ...], epoch: int
+) -> None:
+    write_training_state(run / STATE, trainer.network, trainer.optimizer, finished_epochs=epoch)
+    write_checkpoint(
+        run / CHECKPOINT,
+        trainer.network,
+        preset=preset.model_dump(mode="json"),
+        height_px=preset.data.height_px,
+        width_px=preset.data.width_px,
+        identities=identities,
+        training=_summary(preset, epoch),
+    )
+
+
+def _summary(preset: Preset, epoch: int) -> dict[str, Any]:
+    return {
+        "data": preset.data.name,
+        "finished_epochs": epoch,
+        "epochs": preset.training.epochs,
+        "seed": preset.training.seed,
+        "precision": preset.training.precision,
+    }
+
+
+def _record(preset: Preset, device: torch.device) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "preset": preset.model_dump(mode="json"),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "versions": library_versions(),
+    }
+
+
+def _read_record(run: Path) -> dict[str, Any]:
+    path = run / PRESET
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"'{run}' is no run folder: it has no {PRESET}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"'{path}' can't be read: {error}") from None
+    return record if isinstance(record, dict) else {}
+
+
+def _cut_log(path: Path, finished: int) -> None:
+    """Drop lines of epochs that are trained again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_text(path, "".join(lines[:finished]))
+
+
+@contextlib.contextmanager
+def _events(run: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Writes an epoch's numbers as TensorBoard events where `airnet[tensorboard]` is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        yield lambda _: None
+        return
+    with SummaryWriter(str(run)) as writer:
+
+        def write(line: dict[str, Any]) -> None:
+            epoch = line["epoch"]
+            for key in ("loss", "learning_rate", "images_per_second"):
+                writer.add_scalar(key, line[key], epoch)
+            for head in line["heads"]:
+                for key in ("identity_loss", "triplet_loss", "active_triplets"):
+                    writer.add_scalar(f"{key}/{head['name']}", head[key], epoch)
+            for key in ("mAP", "mINP"):
+                if "scores" in line:
+                    writer.add_scalar(f"scores/{key}", line["scores"][key], epoch)
+
+        yield write
