@@ -1,6 +1,14 @@
 """What tests of every part share. Nothing heavy here: each test file pays for its own imports."""
 
+import base64
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,3 +21,95 @@ def golden_dir() -> Path:
     if not GOLDEN.is_dir():
         pytest.skip(f"no golden results at {GOLDEN}")
     return GOLDEN
+
+
+class Browser:
+    """Headless Chromium, spoken to by the W3C WebDriver protocol over HTTP: no library needed."""
+
+    def __init__(self, driver: str) -> None:
+        self._driver = subprocess.Popen(
+            [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert self._driver.stdout is not None
+        port = next(
+            found[1]
+            for line in self._driver.stdout
+            if (found := re.search(r"started successfully on port (\d+)", line))
+        )
+        self._url = f"http://127.0.0.1:{port}/session"
+        arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        options = {
+            "goog:chromeOptions": {"args": arguments},
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
+        session = self._post("", {"capabilities": {"alwaysMatch": options}})
+        self._url += f"/{session['sessionId']}"
+
+    def _post(self, path: str, body: dict[str, object]) -> Any:
+        request = urllib.request.Request(
+            self._url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        # No proxy: the driver is on this machine.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def open(self, page: Path, *, width_px: int, height_px: int, scheme: str = "light") -> None:
+        """Show a file in a window of this size, for a reader who prefers `scheme`."""
+        metrics = {
+            "width": width_px,
+            "height": height_px,
+            "deviceScaleFactor": 1,
+            "mobile": width_px < 600,
+        }
+        self.devtools("Emulation.setDeviceMetricsOverride", metrics)
+        preference = {"name": "prefers-color-scheme", "value": scheme}
+        self.devtools("Emulation.setEmulatedMedia", {"features": [preference]})
+        self._post("/url", {"url": page.resolve().as_uri()})
+
+    def devtools(self, command: str, parameters: dict[str, object]) -> Any:
+        """Send a command of the DevTools protocol."""
+        return self._post("/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def run(self, script: str) -> Any:
+        """What a piece of JavaScript returns."""
+        return self._post("/execute/sync", {"script": script, "args": []})
+
+    def click(self, selector: str) -> None:
+        """Click the first element that the CSS selector finds, where the mouse would."""
+        found = self._post("/element", {"using": "css selector", "value": selector})
+        self._post(f"/element/{next(iter(found.values()))}/click", {})
+
+    def complaints(self) -> list[str]:
+        """What the browser's console says: refused loads, errors."""
+        return [entry["message"] for entry in self._post("/se/log", {"type": "browser"})]
+
+    def screenshot(self, path: Path) -> None:
+        """Write what the window shows."""
+        shot = self.devtools("Page.captureScreenshot", {"format": "png"})
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def close(self) -> None:
+        """End the browser and its driver."""
+        request = urllib.request.Request(self._url, method="DELETE")
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            opener.open(request, timeout=60).close()
+        finally:
+            self._driver.terminate()
+            self._driver.wait(10)
+            assert self._driver.stdout is not None
+            self._driver.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium, for pages that people open."""
+    driver = shutil.which("chromedriver")
+    if driver is None or not any(
+        map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    ):
+        pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
+    started = Browser(driver)
+    yield started
+    started.close()
