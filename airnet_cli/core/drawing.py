@@ -33,7 +33,7 @@ COLOURS: dict[FrameState, str] = {
     "right": "#009e73",
     "wrong": "#d55e00",
     "ignored": "#8c8c8c",
-    "junk": "#3d3d3d",
+    "junk": "#7b5ea7",
     "unknown": "#b87a00",
     "same": "#009e73",
 }

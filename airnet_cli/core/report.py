@@ -150,7 +150,7 @@ def _ranked(row: RankedRow) -> str:
         for rank, match in zip(ranks, row.matches, strict=True)
     ]
     rows = [
-        (rank, f"{match.score:.4f}", MEANINGS[match.state], match.caption, str(match.path))
+        (rank, f"{match.score:.4f}", match.state, match.caption, str(match.path))
         for rank, match in zip(ranks, row.matches, strict=True)
     ]
     return (
