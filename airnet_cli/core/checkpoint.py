@@ -16,6 +16,7 @@ weights, the optimizer's tensors and the number of finished epochs, so that it d
 another file.
 """
 
+import hashlib
 import json
 import platform
 from dataclasses import dataclass
@@ -116,6 +117,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint '{path}' lacks or garbles {error} in its metadata"
+        ) from None
+
+
+def model_fingerprint(checkpoint: Path) -> str:
+    """The SHA-256 (hex) of a checkpoint file: embeddings are comparable where it is the same.
+
+    Raises:
+        CheckpointError: the file can't be read.
+    """
+    try:
+        with checkpoint.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint '{checkpoint}' can't be read: {error.strerror or error}"
         ) from None
 
 

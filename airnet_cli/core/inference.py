@@ -1,19 +1,37 @@
-"""Images to embeddings, streamed: reader -> network -> whoever asked, in order."""
+"""Images to embeddings, streamed: reader -> network -> whoever asked, in order, each timed."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from airnet_cli.core.data.dataset import ImageDataset, inference_loader
+from airnet_cli.core.data.dataset import inference_loader
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import PrecisionName, autocast
+from airnet_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class EmbeddedBatch:
+    """What became of some images that follow each other."""
+
+    indices: tuple[int, ...]
+    """Positions in the list of paths, of the images that could be read."""
+    embeddings: Tensor
+    """(B, D) float32 on the CPU, a row for each of `indices`."""
+    bad: tuple[tuple[int, str], ...]
+    """Position and reason, of each image that can't be read."""
+    reading_seconds: float
+    """Spent waiting for the images; worker processes read while the network computes."""
+    network_seconds: float
 
 
 def embed_batches(
-    network: AirNet,
+    embed: Callable[[Tensor], Tensor],
     paths: Sequence[Path],
     *,
     height_px: int,
@@ -21,28 +39,70 @@ def embed_batches(
     batch_size: int,
     workers: int,
     device: torch.device,
-    precision: PrecisionName,
-    normalize_heads: bool,
-) -> Iterator[Tensor]:
-    """Yield the embeddings (B, D), float32 on the CPU, of the images `paths`, batch by batch in
-    order.
+) -> Iterator[EmbeddedBatch]:
+    """Read `paths` in order, `batch_size` at a time, and give each batch to `embed`.
 
-    Raises:
-        DataError: an image can't be read.
+    `embed` takes uint8 images (B, 3, H, W) on the CPU, B at least 1, and returns (B, D). An image
+    that can't be read raises nothing: it is in its batch's `bad`.
     """
     loader = inference_loader(
-        ImageDataset(paths, height_px=height_px, width_px=width_px),
+        paths,
+        height_px=height_px,
+        width_px=width_px,
         batch_size=batch_size,
         workers=workers,
         pin_memory=device.type == "cuda",
     )
-    network.eval()
-    for images, _ in loader:
-        with torch.inference_mode(), autocast(device, precision):
-            embeddings = network.embed(
-                images.to(device, non_blocking=True), normalize_heads=normalize_heads
-            )
-        yield embeddings.cpu()
+    started = time.perf_counter()
+    for batch in loader:
+        read = time.perf_counter()
+        embeddings = embed(batch.images) if batch.indices else torch.empty(0, 0)
+        embedded = time.perf_counter()
+        yield EmbeddedBatch(
+            indices=batch.indices,
+            embeddings=embeddings,
+            bad=batch.bad,
+            reading_seconds=read - started,
+            network_seconds=embedded - read,
+        )
+        started = time.perf_counter()
+
+
+def embed_tensor(
+    network: AirNet,
+    images: Tensor,
+    *,
+    device: torch.device,
+    precision: PrecisionName,
+    normalize_heads: bool,
+    heads: Sequence[str] | None = None,
+    flip: bool = False,
+) -> Tensor:
+    """The embeddings (B, D), float32 on the CPU, of RGB `images` (B, 3, H, W), uint8 or 0-1.
+
+    Args:
+        network: in evaluation mode, on `device`.
+        images: of the size that the network was trained on.
+        device: where to compute.
+        precision: autocast; fp32 changes nothing.
+        normalize_heads: give each head's vector length 1.
+        heads: only these, in the network's order; None for all.
+        flip: the mean of the embeddings of image and mirror image, before any normalisation of the
+            vectors (field usage: flip testing). Pixels are normalised once, inside the network.
+    """
+    images = images.to(device, non_blocking=True)
+    with torch.inference_mode(), autocast(device, precision):
+        embeddings = network.embed(images)  # (B, D)
+        if flip:
+            embeddings = (embeddings + network.embed(images.flip(3))) / 2
+        parts = [
+            embeddings[:, part]
+            for name, part in network.head_slices.items()
+            if heads is None or name in heads
+        ]
+        if normalize_heads:
+            parts = [nn.functional.normalize(part, dim=1) for part in parts]
+        return torch.cat(parts, dim=1).float().cpu()
 
 
 def embed_images(
@@ -59,21 +119,37 @@ def embed_images(
     stage: str = "embedding",
     progress: Progress = silent,
 ) -> Tensor:
-    """The embeddings of `paths` as one (N, D) float32 tensor; see `embed_batches`."""
+    """The embeddings of the images `paths` as one (N, D) float32 tensor.
+
+    Raises:
+        DataError: an image can't be read.
+    """
+    network.eval()
+
+    def embed(images: Tensor) -> Tensor:
+        return embed_tensor(
+            network, images, device=device, precision=precision, normalize_heads=normalize_heads
+        )
+
     embeddings = torch.empty(len(paths), network.embedding_size)
     row = 0
     for batch in embed_batches(
-        network,
+        embed,
         paths,
         height_px=height_px,
         width_px=width_px,
         batch_size=batch_size,
         workers=workers,
         device=device,
-        precision=precision,
-        normalize_heads=normalize_heads,
     ):
-        embeddings[row : row + len(batch)] = batch
-        row += len(batch)
+        raise_for_bad(paths, batch.bad)
+        embeddings[row : row + len(batch.embeddings)] = batch.embeddings
+        row += len(batch.embeddings)
         progress(stage, row, len(paths), "images")
     return embeddings
+
+
+def raise_for_bad(paths: Sequence[Path], bad: Sequence[tuple[int, str]]) -> None:
+    """Raise a DataError for the first of some images that can't be read; nothing for none."""
+    for index, reason in bad:
+        raise DataError(f"image '{paths[index]}' can't be read: {reason}")
