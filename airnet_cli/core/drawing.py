@@ -1,4 +1,4 @@
-"""Pictures for people, drawn with Pillow: ranked lists and saliency sheets. No torch here.
+"""Pictures for people, drawn with Pillow: ranked lists and saliency sheets.
 
 - What a match is (right, wrong, ignored, junk, ...) is told by the colour of its frame and by the
   mark on it, so that nobody needs to tell colours apart; the colours are Okabe and Ito's, which
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from airnet_cli.core.data.transforms import upright_rgb
 from airnet_cli.errors import DataError
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -262,18 +263,20 @@ class HeatScale:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """The image at `path`, upright, RGB, at its own size.
+    """The image at `path` as the network gets it (upright, RGB), at its own size.
 
     Raises:
         DataError: it is missing or can't be read.
     """
     try:
         with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
+            return upright_rgb(file)
     except FileNotFoundError:
         raise DataError(f"image '{path}' does not exist; was its folder moved?") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"image '{path}' can't be read: {error}") from None
+    # Decoders raise nearly anything on broken bytes, as in `transforms.try_read_image`.
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"image '{path}' can't be read: {' '.join(reason.split())}") from None
 
 
 def draw_mark(state: FrameState, size_px: int) -> Image.Image:
