@@ -23,6 +23,61 @@ def golden_dir() -> Path:
     return GOLDEN
 
 
+@pytest.fixture(scope="session")
+def tiny_data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with the prepared set `tiny`: 8 drawn people to train on, 4 to test on."""
+    from airnet_cli.core.data.generated import generate
+    from airnet_cli.core.data.manifest import manifest_path, write_manifest
+
+    root = tmp_path_factory.mktemp("data")
+    images = root / "tiny" / "images"
+    records = generate(images, seed=3, train_identities=8, test_identities=4, processes=1)
+    path = manifest_path(root, "tiny")
+    write_manifest(path, name="tiny", root=images, records=records, split_rule="drawn for tests")
+    return root
+
+
+TINY = (
+    "data.name=tiny",
+    "data.height_px=64",
+    "data.width_px=32",
+    "model.backbone=mobilenet_v2",
+    "model.init=none",
+    "training.epochs=2",
+    "training.identities_per_batch=4",
+    "training.images_per_identity=2",
+    "training.learning_rate_epochs=[1]",
+    "training.workers=0",
+    "evaluation.every=0",
+)
+"""Overrides that turn the preset `demo` into a training of seconds on `tiny`."""
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides() -> tuple[str, ...]:
+    """See `TINY`."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of AIR-Net on `tiny`; treat it as read-only, or copy it."""
+    from airnet_cli.config.presets import load_preset
+    from airnet_cli.workflows.train import Listener, train
+
+    def ignore(*_: object) -> None: ...
+
+    trained = train(
+        load_preset("demo", TINY),
+        preset_name="tiny",
+        data_root=tiny_data_root,
+        runs_root=tmp_path_factory.mktemp("runs"),
+        device="cpu",
+        listener=Listener(started=ignore, noted=ignore, epoch_finished=ignore, evaluated=ignore),
+    )
+    return trained.run
+
+
 class Browser:
     """Headless Chromium, spoken to by the W3C WebDriver protocol over HTTP: no library needed."""
 

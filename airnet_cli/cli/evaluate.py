@@ -66,6 +66,13 @@ def evaluate(
     workers: Annotated[
         int, typer.Option("--workers", min=0, help="Decode images in so many processes.")
     ] = 1,
+    no_camera_filter: Annotated[
+        bool,
+        typer.Option(
+            "--no-camera-filter",
+            help="Count images of the query's own camera too: for data with one camera only.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Score a run on its data set: mAP, mINP and CMC, exactly.
@@ -83,7 +90,11 @@ def evaluate(
     with progress_bars() as progress:
         if query is not None and gallery is not None:
             evaluation = workflow.evaluate_features(
-                query=query, gallery=gallery, metric=metric, progress=progress
+                query=query,
+                gallery=gallery,
+                metric=metric,
+                camera_filter=not no_camera_filter,
+                progress=progress,
             )
         else:
             evaluation = workflow.evaluate(
@@ -95,6 +106,7 @@ def evaluate(
                 precision=precision,
                 batch_size=batch_size,
                 workers=workers,
+                camera_filter=not no_camera_filter,
                 on_model=_say_which,
                 progress=progress,
             )
@@ -116,6 +128,8 @@ def _show(evaluation: "Evaluation") -> None:
     columns = ["", "mAP", "mAP_trapezoid", "mINP", "rank-1", "rank-5", "rank-10", "rank-20"]
     print_table(columns, rows)
     whole = evaluation.whole
+    if not evaluation.protocol["camera_filter"]:
+        note("images of the query's own camera counted too: not the data sets' protocol")
     note(f"{whole.queries_counted:,} of {whole.queries_total:,} queries counted{_why_not(whole)}")
     if evaluation.scores_path is not None:
         note(f"scores written to {evaluation.scores_path}")

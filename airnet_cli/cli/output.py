@@ -132,6 +132,8 @@ def _console(stream: TextIO) -> "Console":
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()  # as TOML and --set have it
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

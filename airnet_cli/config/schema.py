@@ -86,7 +86,7 @@ class Training(Section):
     precision: PrecisionName
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     workers: Annotated[int, Field(ge=0)]
-    """Processes that decode and augment images; 0 does it in threads of this process."""
+    """Processes that decode images; 0: this one does."""
 
     @model_validator(mode="after")
     def _epochs_ascend(self) -> Self:

@@ -1,7 +1,7 @@
 """Score a run, a checkpoint, or any tool's features, by the protocol of docs/method.md."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +64,7 @@ def evaluate(
     precision: PrecisionName,
     batch_size: int | None,
     workers: int,
+    camera_filter: bool,
     on_model: Callable[[Model], None],
     progress: Progress = silent,
 ) -> Evaluation:
@@ -94,6 +95,7 @@ def evaluate(
         workers=workers,
         model=found,
         training=checkpoint.training,
+        camera_filter=camera_filter,
         progress=progress,
     )
     path = None
@@ -109,6 +111,7 @@ def evaluate_features(
     query: Path,
     gallery: Path,
     metric: Literal["cosine", "euclidean"],
+    camera_filter: bool,
     progress: Progress = silent,
 ) -> Evaluation:
     """Score features that any tool computed: `Q.npy` with `Q.csv` beside it, the same for the
@@ -127,12 +130,13 @@ def evaluate_features(
         gallery_person_ids=galleries.person_ids,
         gallery_camera_ids=galleries.camera_ids,
         metric=metric,
+        camera_filter=camera_filter,
         progress=progress,
     )
     protocol = {
         "features": {"query": str(query), "gallery": str(gallery)},
         "embedding_size": queries.embeddings.shape[1],
-        **_protocol(metric, galleries.person_ids),
+        **_protocol(metric, galleries.person_ids, camera_filter),
     }
     return Evaluation(scores, {}, protocol, None, None)
 
@@ -148,16 +152,12 @@ def score_network(
     workers: int,
     model: Model | None,
     training: dict[str, Any],
+    camera_filter: bool = True,
     progress: Progress = silent,
 ) -> Evaluation:
     """Embed query and gallery of `manifest` with `network` and score the whole and each head."""
-    queries = manifest.split("query")
-    gallery = [record for record in manifest.split("gallery") if record.person_id != JUNK]
-    if not queries or not gallery:
-        raise DataError(
-            f"data set '{manifest.name}' has {len(queries)} query and {len(gallery)} gallery "
-            "images; an evaluation needs both"
-        )
+    check_scorable(manifest)
+    queries, gallery = manifest.split("query"), _without_junk(manifest)
 
     def embed(records: Sequence[ImageRecord], stage: str) -> Tensor:
         return embed_images(
@@ -185,6 +185,7 @@ def score_network(
             gallery_person_ids=_person_ids(gallery),
             gallery_camera_ids=_camera_ids(gallery),
             metric="cosine",
+            camera_filter=camera_filter,
         )
 
     whole = score(slice(None))
@@ -209,16 +210,34 @@ def score_network(
         "device": device.type,
         "training": training,
         "selection": "last",
-        **_protocol("cosine", _person_ids(gallery)),
+        **_protocol("cosine", _person_ids(gallery), camera_filter),
     }
     return Evaluation(whole, heads, protocol, model, None)
 
 
-def _protocol(metric: str, gallery_person_ids: np.ndarray) -> dict[str, Any]:
+def check_scorable(manifest: Manifest) -> None:
+    """Refuse a data set on which nothing can be scored.
+
+    Raises:
+        DataError: it has no query or no gallery images.
+    """
+    queries, gallery = len(manifest.split("query")), len(_without_junk(manifest))
+    if not queries or not gallery:
+        raise DataError(
+            f"data set '{manifest.name}' has {queries} query and {gallery} gallery images; "
+            "an evaluation needs both"
+        )
+
+
+def _without_junk(manifest: Manifest) -> list[ImageRecord]:
+    return [record for record in manifest.split("gallery") if record.person_id != JUNK]
+
+
+def _protocol(metric: str, gallery_person_ids: np.ndarray, camera_filter: bool) -> dict[str, Any]:
     return {
         "metric": metric,
         "ranked_gallery_images": int((gallery_person_ids != JUNK).sum()),
-        "camera_filter": True,
+        "camera_filter": camera_filter,
         "flip": False,
         "rerank": False,
         "mAP": "mean of the precisions at the right answers",
@@ -234,7 +253,11 @@ def _scores_dict(scores: RetrievalScores) -> dict[str, Any]:
         "mAP_trapezoid": scores.mAP_trapezoid,
         "mINP": scores.mINP,
         "cmc": {str(rank): scores.cmc_at(rank) for rank in RANKS},
-        "queries": {"total": scores.queries_total, "counted": scores.queries_counted},
+        "queries": {
+            "total": scores.queries_total,
+            "counted": scores.queries_counted,
+            "not_counted": asdict(scores.queries_not_counted),
+        },
     }
 
 

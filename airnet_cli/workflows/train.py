@@ -37,7 +37,7 @@ from airnet_cli.workflows.build import (
     describe_network,
     training_identities,
 )
-from airnet_cli.workflows.evaluate import Evaluation, score_network
+from airnet_cli.workflows.evaluate import Evaluation, check_scorable, score_network
 from airnet_cli.workflows.runs import CHECKPOINT, LOG, PRESET, SCORES, STATE, Model, new_run
 
 PUBLISHED_IDENTITIES = {
@@ -269,6 +269,7 @@ def _run(
 ) -> TrainedRun:
     check_precision(preset.training.precision, device)
     manifest = load_prepared(data_root, preset.data.name)
+    check_scorable(manifest)
     network = build_network(preset, identities=len(training_identities(manifest))).to(device)
     trainer, identities = build_trainer(preset, network, manifest, device=device)
     run = folder()  # only now: a request that can't be carried out leaves no folder behind
@@ -303,24 +304,36 @@ def _run(
             progress=progress,
         )
 
-    with _events(run) as write_events:
-        for report in trainer.fit(epochs=epochs, first_epoch=finished, progress=progress):
-            seconds += report.seconds
-            _save(run, trainer, preset, identities, report.epoch)
-            line: dict[str, Any] = asdict(report) | {"images_per_second": report.images_per_second}
-            listener.epoch_finished(report)
-            if report.epoch == epochs or (every and report.epoch % every == 0):
-                evaluation = score(report.epoch)
-                line["scores"] = evaluation.to_dict()
-                listener.evaluated(report.epoch, evaluation)
-            with (run / LOG).open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
-            write_events(line)
+    try:
+        with _events(run) as write_events:
+            for report in trainer.fit(epochs=epochs, first_epoch=finished, progress=progress):
+                seconds += report.seconds
+                line: dict[str, Any] = asdict(report)
+                line["images_per_second"] = report.images_per_second
+                # Before the state: a line too many is dropped on resuming, a missing one is lost.
+                _write_log(run / LOG, line)
+                _save(run, trainer, preset, identities, report.epoch)
+                listener.epoch_finished(report)
+                if report.epoch == epochs or (every and report.epoch % every == 0):
+                    evaluation = score(report.epoch)
+                    line["scores"] = evaluation.to_dict()
+                    _write_log(run / LOG, line)
+                    listener.evaluated(report.epoch, evaluation)
+                write_events(line)
+    except KeyboardInterrupt:
+        listener.noted(_how_to_go_on(run))
+        raise
     if evaluation is None:  # resumed after the last epoch was saved and before it was scored
         evaluation = score(epochs)
         listener.evaluated(epochs, evaluation)
     write_json(run / SCORES, evaluation.to_dict())
     return TrainedRun(run, evaluation, seconds)
+
+
+def _how_to_go_on(run: Path) -> str:
+    if not (run / STATE).exists():
+        return f"stopped in the first epoch: nothing to resume in {run}"
+    return f"stopped; the finished epochs are saved: airnet train --resume {run}"
 
 
 def _save(
@@ -369,11 +382,19 @@ def _read_record(run: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
+def _write_log(path: Path, line: dict[str, Any]) -> None:
+    """Put the line of an epoch behind those of the epochs before it, in place of an older one."""
+    _cut_log(path, line["epoch"] - 1)
+    with path.open("a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + "\n")
+
+
 def _cut_log(path: Path, finished: int) -> None:
-    """Drop lines of epochs that are trained again."""
+    """Keep the lines of the first `finished` epochs."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_text(path, "".join(lines[:finished]))
+        if len(lines) > finished:
+            write_text(path, "".join(lines[:finished]))
 
 
 @contextlib.contextmanager

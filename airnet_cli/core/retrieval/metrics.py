@@ -313,7 +313,7 @@ def _why_none_counts(
                 cameras[person].add(camera)
     one_camera = sum(len(seen) == 1 for seen in cameras.values())
     advice = (
-        "check the camera ids, or, if there is one camera only, evaluate without the camera filter"
+        "check the camera ids, or, if there is one camera only, evaluate with --no-camera-filter"
         if cameras
         else "check that the same number means the same person in both sets"
     )

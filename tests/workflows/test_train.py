@@ -1,0 +1,239 @@
+"""Runs from start to finish on drawn people: files, determinism, resuming, what goes wrong."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from airnet_cli.config.presets import load_preset
+from airnet_cli.config.schema import Preset
+from airnet_cli.errors import AirnetError, CheckpointError, DataError, RuntimeSetupError
+from airnet_cli.workflows.runs import find_model
+from airnet_cli.workflows.train import (
+    Listener,
+    TrainedRun,
+    dry_run,
+    resume,
+    summarize,
+    train,
+    train_runs,
+)
+
+Train = Callable[..., TrainedRun]
+
+
+def _ignore(*_: object) -> None: ...
+
+
+SILENT = Listener(started=_ignore, noted=_ignore, epoch_finished=_ignore, evaluated=_ignore)
+
+
+@pytest.fixture
+def tiny_preset(tiny_overrides: tuple[str, ...]) -> Preset:
+    return load_preset("demo", tiny_overrides)
+
+
+@pytest.fixture
+def train_tiny(tiny_data_root: Path, tmp_path: Path, tiny_preset: Preset) -> Train:
+    def run(preset: Preset = tiny_preset, listener: Listener = SILENT) -> TrainedRun:
+        return train(
+            preset,
+            preset_name="tiny",
+            data_root=tiny_data_root,
+            runs_root=tmp_path / "runs",
+            device="cpu",
+            listener=listener,
+        )
+
+    return run
+
+
+def _losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_its_documented_files(tiny_run: Path) -> None:
+    """preset.json, log.jsonl, model, training state and scores, each complete."""
+    assert {path.name for path in tiny_run.iterdir() if not path.name.startswith("events")} == {
+        "preset.json",
+        "log.jsonl",
+        "model.safetensors",
+        "training-state.safetensors",
+        "scores.json",
+    }
+    record = json.loads((tiny_run / "preset.json").read_text())
+    assert record["preset"]["training"]["seed"] == 1
+    assert record["versions"]["torch"] == metadata.version("torch")
+    lines = [json.loads(line) for line in (tiny_run / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert [head["name"] for head in lines[0]["heads"]] == ["A1", "A2", "I"]
+    assert all(0 <= head["active_triplets"] <= 1 for head in lines[0]["heads"])
+    assert lines[1]["learning_rate"] == pytest.approx(lines[0]["learning_rate"] * 0.1)
+    assert "scores" not in lines[0]
+    assert lines[1]["scores"] == json.loads((tiny_run / "scores.json").read_text())
+
+
+def test_same_seed_same_losses_and_weights(train_tiny: Train, tiny_run: Path) -> None:
+    """A second run with the same seed is the same, bit by bit (defect 11: the seed is recorded)."""
+    again = train_tiny().run
+    assert _losses(again) == _losses(tiny_run)
+    first, second = (load_file(run / "model.safetensors") for run in (tiny_run, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_another_seed_other_losses(
+    train_tiny: Train, tiny_run: Path, tiny_overrides: tuple[str, ...]
+) -> None:
+    """The seed decides weights, batches and augmentation."""
+    other = train_tiny(load_preset("demo", [*tiny_overrides, "training.seed=2"])).run
+    assert _losses(other) != _losses(tiny_run)
+
+
+def test_resumed_run_ends_with_the_same_weights(
+    train_tiny: Train, tiny_run: Path, tiny_data_root: Path
+) -> None:
+    """Ctrl-C in the second epoch, then resuming, gives the undisturbed run's weights and log."""
+    runs: list[Path] = []
+
+    notes: list[str] = []
+    listener = Listener(
+        started=lambda run, *_: runs.append(run),
+        noted=notes.append,
+        epoch_finished=_ignore,
+        evaluated=_ignore,
+    )
+
+    def stop_in_second_epoch(stage: str, done: int, *_: object) -> None:
+        if stage == "epoch 2/2" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            load_preset("demo", _overrides_of(tiny_run)),
+            preset_name="tiny",
+            data_root=tiny_data_root,
+            runs_root=tiny_run.parent / "stopped",
+            device="cpu",
+            listener=listener,
+            progress=stop_in_second_epoch,
+        )
+    (stopped,) = runs
+    assert notes == [f"stopped; the finished epochs are saved: airnet train --resume {stopped}"]
+    assert not (stopped / "scores.json").exists()
+    resumed = resume(stopped, data_root=tiny_data_root, device="cpu", listener=SILENT)
+    assert resumed.run == stopped
+    assert _losses(stopped) == _losses(tiny_run)
+    expected, found = (load_file(run / "model.safetensors") for run in (tiny_run, stopped))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert resumed.evaluation.whole.mAP == pytest.approx(
+        json.loads((tiny_run / "scores.json").read_text())["mAP"], abs=1e-12
+    )
+
+
+def _overrides_of(run: Path) -> list[str]:
+    """The `--set` values that repeat a run's preset."""
+    preset = Preset.model_validate(json.loads((run / "preset.json").read_text())["preset"])
+    return [f"{key}={json.dumps(value)}" for key, value in dry_run(preset).settings() if "." in key]
+
+
+def test_finished_run_is_not_resumed(tiny_run: Path, tiny_data_root: Path) -> None:
+    """Resuming a finished run says that it is finished, and changes nothing."""
+    with pytest.raises(CheckpointError, match="is finished; there is nothing to resume"):
+        resume(tiny_run, data_root=tiny_data_root, device="cpu", listener=SILENT)
+
+
+def test_resuming_what_is_no_run(tmp_path: Path, tiny_data_root: Path) -> None:
+    """A folder without preset.json is no run."""
+    with pytest.raises(CheckpointError, match="is no run folder: it has no preset"):
+        resume(tmp_path, data_root=tiny_data_root, device="cpu", listener=SILENT)
+
+
+def test_runs_take_seeds_in_order_and_are_summarized(
+    tiny_data_root: Path, tmp_path: Path, tiny_preset: Preset
+) -> None:
+    """`--runs 2` trains seeds S and S+1; mean and sample standard deviation are of their scores."""
+    short = tiny_preset.model_copy(
+        update={"training": tiny_preset.training.model_copy(update={"epochs": 1})}
+    )
+    trained = train_runs(
+        short,
+        preset_name="tiny",
+        runs=2,
+        data_root=tiny_data_root,
+        runs_root=tmp_path,
+        device="cpu",
+        listener=SILENT,
+    )
+    seeds = [
+        json.loads((each.run / "preset.json").read_text())["preset"]["training"]["seed"]
+        for each in trained
+    ]
+    assert seeds == [1, 2]
+    first, second = (each.evaluation.whole.mAP for each in trained)
+    summary = summarize(trained)
+    assert summary.mAP.mean == pytest.approx((first + second) / 2)
+    assert summary.mAP.std == pytest.approx(abs(first - second) / 2**0.5)
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        pytest.param("data.name=absent", DataError, "no data set 'absent'", id="data"),
+        pytest.param(
+            "training.precision=fp16", RuntimeSetupError, "needs a CUDA device", id="fp16"
+        ),
+        pytest.param("training.identities_per_batch=9", DataError, "has 8 training", id="few ids"),
+        pytest.param("model.init=no/such.pth", AirnetError, "do not exist", id="weights"),
+    ],
+)
+def test_request_that_fails_leaves_no_run_folder(
+    train_tiny: Train,
+    tmp_path: Path,
+    tiny_overrides: tuple[str, ...],
+    override: str,
+    error: type[AirnetError],
+    message: str,
+) -> None:
+    """What can't be trained is said before a folder is made."""
+    with pytest.raises(error, match=message):
+        train_tiny(load_preset("demo", [*tiny_overrides, override]))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_newest_finished_run_is_found(tiny_run: Path, tmp_path: Path) -> None:
+    """Of two finished runs the newer is taken; an unfinished one never."""
+    for name in ("a", "b", "unfinished"):
+        shutil.copytree(tiny_run, tmp_path / name)
+    (tmp_path / "unfinished" / "scores.json").unlink()
+    found = find_model(None, tmp_path)
+    assert (found.run, found.was_chosen) == (tmp_path / "b", True)
+    assert replace(found, was_chosen=False) == find_model(tmp_path / "b", tmp_path)
+
+
+def test_no_run_says_how_to_get_one(tmp_path: Path) -> None:
+    """Without a finished run the error names the command."""
+    with pytest.raises(CheckpointError, match="airnet train --preset NAME"):
+        find_model(None, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["absent", "absent.safetensors"])
+def test_a_path_that_was_given_must_exist(tmp_path: Path, name: str) -> None:
+    """No fall-back from a mistyped path to another run."""
+    with pytest.raises(CheckpointError, match="does not exist"):
+        find_model(tmp_path / name, tmp_path)
+
+
+def test_dry_run_counts_are_those_of_table_2() -> None:
+    """42.7 M parameters for AIR-Net and 23.5 M for the baseline, without classifiers."""
+    air = dry_run(load_preset("market1501"))
+    base = dry_run(load_preset("market1501", ["model.variant=baseline"]))
+    assert round(air.parameters_without_classifiers / 1e6, 1) == 42.7
+    assert round(base.parameters_without_classifiers / 1e6, 1) == 23.5
+    assert (air.embedding_size, air.heads) == (6144, ("A1", "A2", "I"))
+    assert air.parameters_with_classifiers == air.parameters_without_classifiers + 751 * 6144
