@@ -13,10 +13,12 @@ import typer
 
 from airnet_cli import __version__
 from airnet_cli.cli import prepare_data
+from airnet_cli.cli.embed import embed
 from airnet_cli.cli.evaluate import evaluate
 from airnet_cli.cli.output import note
 from airnet_cli.cli.presets import presets
 from airnet_cli.cli.train import train
+from airnet_cli.cli.visualize import visualize
 from airnet_cli.errors import AirnetError
 
 P = ParamSpec("P")
@@ -87,6 +89,8 @@ app.add_typer(_prepare_data, name="prepare-data")
 _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
+    "embed": embed,
+    "visualize": visualize,
     "presets": presets,
 }
 for name, command in _COMMANDS.items():

@@ -193,6 +193,14 @@ class Listing:
         return digest.hexdigest()
 
 
+def images_of_stopped_job(path: Path) -> int:
+    """How many images a job that was to write the gallery `path` had done when it was stopped."""
+    try:
+        return int(json.loads(_journal_of(path).read_text(encoding="utf-8"))["done"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 SYNC_SECONDS = 5.0
 SYNC_BYTES = 64 * 2**20
 """How much work a kill may cost, and how much of the file is in memory at a time."""
@@ -236,7 +244,7 @@ class GalleryWriter:
         self._shape = (len(listing.paths), dimensions)
         self._dtype = np.dtype(DTYPES[dtype])
         self._part = path.with_name(f".{path.name}.part")
-        self._journal = path.with_name(f".{path.stem}.part.json")
+        self._journal = _journal_of(path)
         self._record = path.with_suffix(".json")
         self._job = {
             "images": listing.digest(),
@@ -415,9 +423,9 @@ class GalleryWriter:
         for name in self._job | job:
             if self._job.get(name) != job.get(name):
                 raise DataError(
-                    f"the stopped job of '{self.path}' had other {_plural(name)} "
-                    f"({_short(job.get(name))}, now {_short(self._job.get(name))}): {again}, "
-                    "or repeat the command as it was"
+                    f"the stopped job of '{self.path}' differs in {name}: it has "
+                    f"{_short(job.get(name))}, this command {_short(self._job.get(name))}; "
+                    f"repeat the command as it was, or {again}"
                 )
         if state.files != self._digest_files(_State().files, range(state.done)):
             raise DataError(
@@ -495,8 +503,8 @@ class _State:
     """Digest of sizes and times of the images that are done."""
 
 
-def _plural(name: str) -> str:
-    return name.replace("_", " ") if name.endswith("s") else f"{name.replace('_', ' ')}s"
+def _journal_of(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.part.json")
 
 
 def _short(value: object) -> str:

@@ -1,0 +1,150 @@
+"""`airnet embed`: images become a gallery on disk."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from airnet_cli.cli.options import (
+    DEFAULT_DATA_ROOT,
+    DEFAULT_RUNS_ROOT,
+    CheckpointOption,
+    DataRootOption,
+    DeviceOption,
+    JsonOption,
+    PrecisionName,
+    RunsRootOption,
+)
+from airnet_cli.cli.output import note, print_json, print_table, progress_bars
+from airnet_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from airnet_cli.workflows.embed import EmbeddedGallery
+    from airnet_cli.workflows.runs import Model
+
+LISTED = 20
+"""How many skipped images are named on stderr; all of them are in the .json file."""
+
+
+def embed(
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="GALLERY.npy",
+            help="Write the embeddings here; a .csv (paths) and a .json (model) go beside it.",
+        ),
+    ],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="IMAGES...",
+            help="Folders (with all below), images, .txt lists, or .csv tables with a column path.",
+            show_default=False,
+        ),
+    ] = None,
+    checkpoint: CheckpointOption = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="NAME", help="Embed a split of this prepared data set."),
+    ] = None,
+    split: Annotated[
+        Literal["train", "query", "gallery"] | None,
+        typer.Option("--split", help="Which split of --data."),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16"],
+        typer.Option("--dtype", help="Store numbers so; float16 takes half of the room."),
+    ] = "float32",
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            "--heads", metavar="A1,A2,I", help="Keep these heads alone; all if not given."
+        ),
+    ] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Average image and mirror image: twice the work.")
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Embed so many images at once.")
+    ] = 64,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Read images in so many processes.")
+    ] = 1,
+    device: DeviceOption = "auto",
+    precision: Annotated[
+        PrecisionName, typer.Option("--precision", help="Compute in this precision.")
+    ] = "fp32",
+    on_bad_image: Annotated[
+        Literal["error", "skip"],
+        typer.Option(
+            "--on-bad-image", help="Stop at an image that can't be read, or leave it out."
+        ),
+    ] = "error",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the job for this output that was stopped.")
+    ] = False,
+    data_root: DataRootOption = DEFAULT_DATA_ROOT,
+    runs_root: RunsRootOption = DEFAULT_RUNS_ROOT,
+    json: JsonOption = False,
+) -> None:
+    """Embed images into a gallery: a vector for each, on disk.
+
+    Example: airnet embed ./gallery -o gallery.npy
+    """
+    if bool(inputs) == (data is not None):
+        raise UsageError("what is to be embedded? give folders or images, or --data and --split")
+    if (data is None) != (split is None):
+        raise UsageError("--data and --split go together, as in --data market1501 --split query")
+    from airnet_cli.workflows import embed as workflow
+
+    with progress_bars() as progress:
+        embedded = workflow.embed(
+            inputs=inputs or (),
+            data_name=data,
+            split=split,
+            data_root=data_root,
+            output=output,
+            model=checkpoint,
+            runs_root=runs_root,
+            dtype=dtype,
+            heads=None if heads is None else [name.strip() for name in heads.split(",")],
+            flip=flip,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            precision=precision,
+            on_bad_image=on_bad_image,
+            resume=resume,
+            on_model=_say_which,
+            noted=lambda text: note(f"note: {text}"),
+            progress=progress,
+        )
+    for image in embedded.record["skipped"][:LISTED]:
+        note(f"skipped {image['path']}: {image['reason']}")
+    if len(embedded.record["skipped"]) > LISTED:
+        note(f"… all that were skipped are listed in {output.with_suffix('.json')}")
+    print_json(embedded.to_dict()) if json else _show(embedded)
+
+
+def _say_which(model: "Model") -> None:
+    if model.was_chosen:
+        note(f"embedding with the newest finished run: {model.run}")
+
+
+def _show(embedded: "EmbeddedGallery") -> None:
+    record, seconds = embedded.record, embedded.seconds
+    columns = ["gallery", "images", "skipped", "dimensions", "type", "heads", "images/s"]
+    columns += ["reading", "network", "writing"]
+    row = [
+        str(embedded.path),
+        record["rows"],
+        len(record["skipped"]),
+        record["dimensions"],
+        record["dtype"],
+        ", ".join(record["heads"]),
+        f"{embedded.images_per_second:,.1f}",
+    ]
+    row += [f"{part:.1f} s" for part in (seconds.reading, seconds.network, seconds.writing)]
+    print_table(columns, [row])

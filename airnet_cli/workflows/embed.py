@@ -1,0 +1,243 @@
+"""Embed images into a gallery on disk, however many there are; go on where it was stopped."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from airnet_cli.core.checkpoint import library_versions
+from airnet_cli.core.data.manifest import load_prepared
+from airnet_cli.core.data.records import Split
+from airnet_cli.core.data.sources import Sources, list_images, relative_to_folder
+from airnet_cli.core.gallery import DTypeName, GalleryWriter, Listing, images_of_stopped_job
+from airnet_cli.core.progress import Progress, silent
+from airnet_cli.core.runtime import DeviceName, PrecisionName, has_native_bfloat16
+from airnet_cli.errors import DataError, UsageError
+from airnet_cli.workflows.embedder import Embedder, OnBadImage
+from airnet_cli.workflows.runs import Model, find_model
+
+JSON_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Where the time of this session went, from the first image to the finished gallery."""
+
+    total: float
+    reading: float
+    """Waiting for images; worker processes read while the network computes."""
+    network: float
+    writing: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedGallery:
+    """A gallery that was written, and how."""
+
+    path: Path
+    """Of the .npy file."""
+    record: dict[str, Any]
+    """The .json file beside it."""
+    model: Model
+    device: str
+    images: int
+    """That went through in this session, those that were skipped included."""
+    images_before: int
+    """That an earlier session, which was stopped, had done."""
+    seconds: Seconds
+
+    @property
+    def images_per_second(self) -> float:
+        """Over everything in this session: reading, network and writing."""
+        return self.images / self.seconds.total if self.seconds.total else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON shape of `embed --json` (docs/formats.md)."""
+        described = ("rows", "dimensions", "dtype", "fingerprint", "checkpoint", "run", "heads")
+        settings = ("normalize_heads", "flip", "precision", "skipped")
+        return {
+            "version": JSON_VERSION,
+            "gallery": str(self.path),
+            **{key: self.record[key] for key in (*described, *settings)},
+            "device": self.device,
+            "images": self.images,
+            "images_before": self.images_before,
+            "images_per_second": self.images_per_second,
+            "seconds": asdict(self.seconds),
+        }
+
+
+def embed(
+    *,
+    inputs: Sequence[Path],
+    data_name: str | None,
+    split: Split | None,
+    data_root: Path,
+    output: Path,
+    model: Path | None,
+    runs_root: Path,
+    dtype: DTypeName,
+    heads: Sequence[str] | None,
+    flip: bool,
+    batch_size: int,
+    workers: int,
+    device: DeviceName,
+    precision: PrecisionName,
+    on_bad_image: OnBadImage,
+    resume: bool,
+    on_model: Callable[[Model], None],
+    noted: Callable[[str], None],
+    progress: Progress = silent,
+) -> EmbeddedGallery:
+    """Embed all images of `inputs`, or of a split of a prepared data set, into the gallery
+    `output`.
+
+    Without `model` the newest finished run under `runs_root`; `on_model` hears which one before
+    the work starts. With `resume` a job that was stopped goes on, batch for batch as if it had
+    not been: the files that come out are the same.
+
+    Raises:
+        UsageError: `output` is no `.npy` path, or the network lacks one of `heads`.
+        DataError: inputs that are missing or broken, an image that can't be read (unless
+            `on_bad_image` is "skip"), a job that can't be gone on with, no room on the disk.
+        CheckpointError: no such run or checkpoint.
+    """
+    if output.suffix != ".npy":
+        raise UsageError(f"output '{output}' must end in .npy, as in -o gallery.npy")
+    if data_name is not None and split is not None:
+        sources = _prepared(data_root, data_name, split)
+    else:
+        sources = list_images(inputs, must_exist=on_bad_image == "error")
+    found = find_model(model, runs_root)
+    on_model(found)
+    embedder = Embedder.load(
+        found.checkpoint,
+        device=device,
+        precision=precision,
+        heads=heads,
+        flip=flip,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    if precision == "bf16" and not has_native_bfloat16(embedder.device):
+        noted(f"this {embedder.device.type} has no bfloat16 of its own; fp32 is faster here")
+    stopped = images_of_stopped_job(output)
+    if stopped and not resume:
+        noted(
+            f"starting again: {stopped:,} images of a stopped job are embedded anew (no --resume)"
+        )
+    listing = Listing(relative_to_folder(sources.paths, output.parent), sources.columns)
+    try:
+        with GalleryWriter(
+            output,
+            listing,
+            dimensions=embedder.dimensions,
+            dtype=dtype,
+            settings=_settings(embedder),
+            resume=resume,
+        ) as writer:
+            before = writer.done
+            if before:
+                noted(f"going on after {before:,} of {len(sources.paths):,} images")
+            started = time.perf_counter()
+            reading, network = _write_rows(embedder, sources, writer, on_bad_image, progress)
+            record = writer.finish(_record(embedder, found))
+            total = time.perf_counter() - started
+    except KeyboardInterrupt:
+        done = images_of_stopped_job(output)
+        if done:
+            noted(f"{done:,} images are done; go on with the same command and --resume")
+        raise
+    return EmbeddedGallery(
+        path=output,
+        record=record,
+        model=found,
+        device=embedder.device.type,
+        images=len(sources.paths) - before,
+        images_before=before,
+        seconds=Seconds(
+            total=total, reading=reading, network=network, writing=total - reading - network
+        ),
+    )
+
+
+def _write_rows(
+    embedder: Embedder,
+    sources: Sources,
+    writer: GalleryWriter,
+    on_bad_image: OnBadImage,
+    progress: Progress,
+) -> tuple[float, float]:
+    """Embed what the writer has not got yet; the seconds of reading and of the network."""
+    first = writer.done
+    reading = network = 0.0
+    progress("embedding", first, len(sources.paths), "images")
+    for batch in embedder.embed_batches(sources.paths[first:]):
+        if batch.bad and on_bad_image == "error":
+            index, reason = batch.bad[0]
+            raise DataError(
+                f"image '{sources.paths[first + index]}' can't be read: {reason}; replace it and "
+                "add --resume, or leave such images out with --on-bad-image skip"
+            )
+        writer.append(
+            [first + index for index in batch.indices],
+            batch.embeddings.numpy(),
+            [(first + index, reason) for index, reason in batch.bad],
+        )
+        reading += batch.reading_seconds
+        network += batch.network_seconds
+        progress("embedding", writer.done, len(sources.paths), "images")
+    return reading, network
+
+
+def _prepared(data_root: Path, name: str, split: Split) -> Sources:
+    """The images of a prepared data set, with the columns that `evaluate` needs."""
+    manifest = load_prepared(data_root, name)
+    records = manifest.split(split)  # sorted by path
+    if not records:
+        raise DataError(f"data set '{name}' has no {split} images; choose another --split")
+    return Sources(
+        paths=tuple(manifest.root / record.path for record in records),
+        columns={
+            "person_id": tuple(str(record.person_id) for record in records),
+            "camera_id": tuple(str(record.camera_id) for record in records),
+        },
+    )
+
+
+def _settings(embedder: Embedder) -> dict[str, Any]:
+    """What must be the same for a stopped job to go on: everything that the last digits hang on."""
+    return {
+        "model": embedder.fingerprint,
+        "heads": list(embedder.heads),
+        "flip": embedder.flip,
+        "precision": embedder.precision,
+        "batch size": embedder.batch_size,
+        "device": embedder.device.type,
+        "versions": library_versions(),
+    }
+
+
+def _record(embedder: Embedder, model: Model) -> dict[str, Any]:
+    """What the gallery's .json says beside the writer's own; no times: the same job, the same
+    file.
+    """
+    return {
+        "fingerprint": embedder.fingerprint,
+        "checkpoint": str(model.checkpoint),
+        "run": None if model.run is None else model.run.resolve().name,
+        "variant": embedder.preset.model.variant,
+        "backbone": embedder.preset.model.backbone,
+        "heads": {name: [part.start, part.stop] for name, part in embedder.heads.items()},
+        "preprocessing": {
+            "height_px": embedder.height_px,
+            "width_px": embedder.width_px,
+            "colour": "RGB",
+            "interpolation": "bilinear, antialiased",
+        },
+        "normalize_heads": embedder.normalize_heads,
+        "flip": embedder.flip,
+        "precision": embedder.precision,
+        "versions": library_versions(),
+    }
