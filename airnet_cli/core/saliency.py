@@ -154,12 +154,13 @@ def _gradcam(
             (gradient,) = torch.autograd.grad(scores.values.sum(), features)
             weights = gradient.mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
             heat = (weights * features).sum(dim=1).relu().detach().cpu().numpy()  # (B, h, w)
+            values = scores.values.detach().cpu()
             for index, of_image in enumerate(explained):
                 of_image.append(
                     HeadSaliency(
                         head=name,
                         heat=heat[index],
-                        score=float(scores.values[index]),
+                        score=float(values[index]),
                         identity=scores.identities[index],
                         probability=scores.probabilities[index],
                     )
