@@ -1,0 +1,272 @@
+"""What a score means: how often two people, or one, reach it. Measured on a labelled data set.
+
+Every query is compared with every gallery image by cosine; pairs of one person (by two cameras) and
+pairs of two people are counted on a grid of scores, so memory does not grow with the pairs.
+From the counts: for chosen false-accept rates the threshold and its true-accept rate, and the
+equal-error rate. A threshold holds for the model that it was measured with, and for images like
+those of the data set.
+
+    calibration.json   beside the checkpoint; `Calibration` as JSON
+
+Letters: Q queries, G gallery rows, D embedding size, S grid points.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from airnet_cli.core.data.records import DISTRACTOR, JUNK
+from airnet_cli.core.files import write_json
+from airnet_cli.core.progress import Progress, silent
+from airnet_cli.core.retrieval.distance import nearness_blocks
+from airnet_cli.errors import CheckpointError, EvaluationError
+
+FORMAT = "airnet-calibration"
+FORMAT_VERSION = 1
+
+STEPS = 2**20
+"""Grid points between cosines 0 and 1: a threshold is a multiple of 1 / STEPS, a millionth."""
+
+RATES = tuple(
+    float(f"{digit}e{power}") for power in range(-6, 0) for digit in (1, 2, 5)
+)  # 1e-06, 2e-06, 5e-06, 1e-05 ... 0.5
+"""The false-accept rates of the points of an operating curve."""
+
+NAMED_RATES = (1e-2, 1e-3, 1e-4)
+"""The rates that are shown to people."""
+
+COUNTED_AT_ONCE = 2**22
+"""Pairs."""
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """A threshold, and what it lets through."""
+
+    far: float
+    """The false-accept rate that was asked for."""
+    threshold: float
+    """The lowest score on the grid at which no more than this share of two-people pairs pass."""
+    false_accept_rate: float
+    """The share of pairs of two people that reach the threshold: at most `far`."""
+    true_accept_rate: float
+    """The share of pairs of one person that reach it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCalibration:
+    """What the scores of one kind (the whole embedding, or one head) mean."""
+
+    same_person_pairs: int
+    """Of one person, taken by two cameras."""
+    different_person_pairs: int
+    equal_error_rate: float
+    """Where the false-accept rate and the false-reject rate are nearest each other: their mean."""
+    equal_error_threshold: float
+    points: tuple[OperatingPoint, ...]
+    """By rising `far`: those of `RATES` for which there are enough pairs of two people, that is, at
+    which one of them at least would pass."""
+
+    def at(self, far: float) -> OperatingPoint | None:
+        """The point of this false-accept rate; None if it was not, or could not be, measured."""
+        return next((point for point in self.points if point.far == far), None)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The file: what the scores of a checkpoint mean."""
+
+    fingerprint: str
+    """SHA-256 of the checkpoint file."""
+    data: str
+    """The data set on which it was measured."""
+    normalize_heads: bool
+    flip: bool
+    whole: ScoreCalibration
+    heads: dict[str, ScoreCalibration]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON shape."""
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+
+
+def calibrate(
+    *,
+    query_embeddings: Tensor,
+    gallery_embeddings: Tensor,
+    query_person_ids: Integers,
+    query_camera_ids: Integers,
+    gallery_person_ids: Integers,
+    gallery_camera_ids: Integers,
+    progress: Progress = silent,
+    query_block: int | None = None,
+) -> ScoreCalibration:
+    """Count the scores of all pairs and read thresholds off the counts.
+
+    Which pairs count follows the evaluation protocol (method: "Evaluation"): junk (id -1) is left
+    out; pairs of one person by one camera are left out; distractors (id 0) are other people.
+
+    Args:
+        query_embeddings: (Q, D), floats.
+        gallery_embeddings: (G, D), floats, on the same device; may be memory-mapped.
+        query_person_ids: (Q,) whom each query shows; neither junk nor distractor.
+        query_camera_ids: (Q,) which camera took it.
+        gallery_person_ids: (G,) whom each gallery image shows.
+        gallery_camera_ids: (G,) which camera took it.
+        progress: told after each block of queries.
+        query_block: queries per matrix product; None picks as many as about 100 MB hold.
+
+    Raises:
+        EvaluationError: there is no pair of one person, or none of two.
+    """
+    rows = np.flatnonzero(gallery_person_ids != JUNK)
+    if not len(rows) or not len(query_person_ids):
+        raise EvaluationError("there is no pair to calibrate on; queries and gallery are needed")
+    people, cameras = gallery_person_ids[rows], gallery_camera_ids[rows]
+    same = np.zeros(2 * STEPS + 1, np.int64)  # (S,) S = grid points from -1 to 1
+    different = np.zeros_like(same)
+    total = len(query_person_ids)
+    progress("calibrating", 0, total, "queries")
+    for first, block in nearness_blocks(
+        query_embeddings=torch.nn.functional.normalize(query_embeddings.to(torch.float32), dim=1),
+        gallery_embeddings=gallery_embeddings,
+        query_rows=np.arange(total),
+        gallery_rows=rows,
+        metric="cosine",
+        query_block=query_block,
+    ):
+        scores = block.cpu().numpy()  # (B, G)
+        size = max(1, COUNTED_AT_ONCE // len(rows))
+        for begin in range(0, len(scores), size):
+            part = slice(first + begin, first + min(begin + size, len(scores)))
+            is_same = query_person_ids[part, None] == people
+            is_same &= people != DISTRACTOR
+            is_other_camera = query_camera_ids[part, None] != cameras
+            places = grid_places(scores[begin : begin + size])
+            different += np.bincount(places[~is_same], minlength=len(different))
+            same += np.bincount(places[is_same & is_other_camera], minlength=len(same))
+        progress("calibrating", first + len(scores), total, "queries")
+    return read_off(same, different)
+
+
+def grid_places(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
+    """The grid point at or under each score (cosines, -1 to 1), counted from -1.
+
+    >>> grid_places(np.array([-1, 0, 1], dtype=np.float32)) / STEPS - 1
+    array([-1.,  0.,  1.])
+    """
+    # A power of two, so scaling rounds nothing; rounding errors beyond 1 belong to 1.
+    steps = np.floor(scores * np.float32(STEPS)).astype(np.intp)
+    places: npt.NDArray[np.intp] = np.clip(steps, -STEPS, STEPS) + STEPS
+    return places
+
+
+def read_off(same: Integers, different: Integers) -> ScoreCalibration:
+    """Thresholds and rates from counts (S,) of pairs at each grid point.
+
+    Raises:
+        EvaluationError: there is no pair of one person, or none of two.
+    """
+    num_same, num_different = int(same.sum()), int(different.sum())
+    if not num_same or not num_different:
+        raise EvaluationError(
+            f"a calibration needs pairs of one person by two cameras (there are {num_same:,}) and "
+            f"pairs of two people (there are {num_different:,}); check person and camera ids"
+        )
+    # A last point above 1, which no pair reaches: with it a threshold always exists.
+    accepted_same = np.append(same[::-1].cumsum()[::-1], 0)  # (S + 1,)
+    accepted_different = np.append(different[::-1].cumsum()[::-1], 0)
+    points = []
+    for far in RATES:
+        if far * num_different < 1:
+            continue  # fewer pairs than one in 1 / far: the rate can't be told from none at all
+        place = int(np.argmax(accepted_different <= far * num_different))
+        points.append(
+            OperatingPoint(
+                far=far,
+                threshold=place / STEPS - 1,
+                false_accept_rate=int(accepted_different[place]) / num_different,
+                true_accept_rate=int(accepted_same[place]) / num_same,
+            )
+        )
+    rejected = 1 - accepted_same / num_same
+    gaps = np.abs(accepted_different / num_different - rejected)
+    equal = int(gaps.argmin())
+    return ScoreCalibration(
+        same_person_pairs=num_same,
+        different_person_pairs=num_different,
+        equal_error_rate=float((accepted_different[equal] / num_different + rejected[equal]) / 2),
+        equal_error_threshold=equal / STEPS - 1,
+        points=tuple(points),
+    )
+
+
+def calibration_path(checkpoint: Path) -> Path:
+    """Where a checkpoint's calibration lies: `calibration.json` in a run folder.
+
+    >>> calibration_path(Path("runs/demo/model.safetensors")).as_posix()
+    'runs/demo/calibration.json'
+    >>> calibration_path(Path("best.safetensors")).as_posix()
+    'best.calibration.json'
+    """
+    if checkpoint.name == "model.safetensors":
+        return checkpoint.with_name("calibration.json")
+    return checkpoint.with_suffix(".calibration.json")
+
+
+def write_calibration(path: Path, calibration: Calibration) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        CheckpointError: it can't be written.
+    """
+    try:
+        write_json(path, calibration.to_dict())
+    except OSError as error:
+        raise CheckpointError(
+            f"can't write the calibration '{path}': {error.strerror or error}"
+        ) from None
+
+
+def read_calibration(path: Path) -> Calibration | None:
+    """Read the file at `path`; None if there is none.
+
+    Raises:
+        CheckpointError: it can't be read, or is no calibration.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT or record["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format {record['format']!r}, version {record['format_version']!r}")
+        return Calibration(
+            fingerprint=str(record["fingerprint"]),
+            data=str(record["data"]),
+            normalize_heads=bool(record["normalize_heads"]),
+            flip=bool(record["flip"]),
+            whole=_scores(record["whole"]),
+            heads={name: _scores(scores) for name, scores in record["heads"].items()},
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"calibration '{path}' can't be read ({type(error).__name__}: {error}); write it again "
+            "with `airnet evaluate --calibrate`"
+        ) from None
+
+
+def _scores(record: Mapping[str, Any]) -> ScoreCalibration:
+    points = tuple(
+        OperatingPoint(**{key: float(value) for key, value in point.items()})
+        for point in record["points"]
+    )
+    return ScoreCalibration(**{**record, "points": points})
