@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
-import safetensors
 import safetensors.torch
 import torch
 import torchvision
@@ -68,8 +67,8 @@ def imagenet_file(name: BackboneName) -> Path:
     filename = url.rsplit("/", 1)[-1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / filename
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), progress=False)
         except (URLError, OSError) as error:
             reason = getattr(error, "reason", error)
@@ -146,16 +145,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        safetensors.SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-    ) as e:
+    # torch's reader raises nearly anything on broken bytes (KeyError, UnicodeDecodeError, ...).
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if isinstance(error, pickle.UnpicklingError):  # whose text says how to run it all the same
+            reason = "it is broken or holds more than tensors, and code from a file is never run"
         raise WeightsError(
-            f"weights '{path}' can't be read as {path.suffix or 'a weights'} file without "
-            f"running code from it: {str(e).splitlines()[0]}"
+            f"weights '{path}' can't be read: {reason}; "
+            "model.init takes a whole .safetensors or .pth file of named tensors"
         ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
