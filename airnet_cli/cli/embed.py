@@ -39,7 +39,7 @@ def embed(
     inputs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="IMAGES...",
+            metavar="IMAGES",
             help="Folders (with all below), images, .txt lists, or .csv tables with a column path.",
             show_default=False,
         ),

@@ -13,6 +13,7 @@ stopped, or killed, goes on where it was. No torch here.
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -394,14 +395,15 @@ class GalleryWriter:
     def _begin(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._journal.unlink(missing_ok=True)
-        with self._part.open("wb") as file:
-            header = self._header(self._shape[0])
-            file.write(header)
-            file.truncate(self._bytes(self._shape[0]))
-            file.flush()
-            # A full disk is an error here; met through a memory map, it would kill the process.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, self._bytes(self._shape[0]))
+        try:
+            with self._part.open("wb") as file:
+                file.write(self._header(self._shape[0]))
+                file.truncate(self._bytes(self._shape[0]))
+                file.flush()
+                _reserve(file.fileno(), self._bytes(self._shape[0]))
+        except OSError:
+            self._part.unlink(missing_ok=True)
+            raise
         self._last_sync = time.monotonic()
         self.sync()
 
@@ -501,6 +503,17 @@ class _State:
     skipped: tuple[dict[str, str], ...] = ()
     files: str = ""
     """Digest of sizes and times of the images that are done."""
+
+
+def _reserve(file: int, size: int) -> None:
+    """Take `size` bytes of the disk now: a full disk met through a memory map kills a process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):  # not on this disk
+            raise
 
 
 def _journal_of(path: Path) -> Path:

@@ -10,6 +10,7 @@ same tree, whatever the order of the inputs or of the file system.
 """
 
 import csv
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def relative_to_folder(paths: Sequence[Path], folder: Path) -> tuple[str, ...]:
 
 def _images_of(given: Path, headers: list[tuple[str, ...]]) -> Iterator[_Found]:
     if given.is_dir():
-        yield from (_Found(path, "", None) for path in _walk(given))
+        yield from (_Found(path, "", None) for path in _walk(_without_detour(given)))
     elif not given.exists():
         raise DataError(
             f"'{given}' does not exist; give folders, images, a .txt list or a .csv table"
@@ -118,7 +119,7 @@ def _images_of(given: Path, headers: list[tuple[str, ...]]) -> Iterator[_Found]:
     elif given.suffix.lower() == ".csv":
         yield from _read_table(given, headers)
     else:
-        yield _Found(given, "the command", None)
+        yield _Found(_without_detour(given), "the command", None)
 
 
 def _holds_images(given: Path, headers: list[tuple[str, ...]]) -> bool:
@@ -159,7 +160,8 @@ def _read_list(file: Path) -> Iterator[_Found]:
         ) from None
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield _Found(file.parent / line.strip(), f"{file}, line {number}", None)
+            path = _without_detour(file.parent / line.strip())
+            yield _Found(path, f"{file}, line {number}", None)
 
 
 def _read_table(file: Path, headers: list[tuple[str, ...]]) -> Iterator[_Found]:
@@ -186,7 +188,8 @@ def _read_table(file: Path, headers: list[tuple[str, ...]]) -> Iterator[_Found]:
                         f"have the {len(header)} of the first line, and a path"
                     )
                 cells = (*row[:position], *row[position + 1 :])
-                yield _Found(file.parent / row[position].strip(), place, table, cells)
+                path = _without_detour(file.parent / row[position].strip())
+                yield _Found(path, place, table, cells)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"table '{file}' can't be read ({_one_line(error)}); write it as UTF-8 text with commas"
@@ -204,6 +207,14 @@ def _raise_for_missing(images: Sequence[_Found]) -> None:
         )
 
 
+def _without_detour(path: Path) -> Path:
+    """`path` without "a/..", which is no detour where a is a link: the file system is asked."""
+    pairs = itertools.pairwise(path.parts)
+    if all(part != ".." or before == ".." for before, part in pairs):
+        return path
+    return Path(os.path.relpath(path.parent.resolve() / path.name))
+
+
 def _key(path: Path) -> str:
     """What tells files apart, and orders them; links are not resolved."""
     key = Path(os.path.abspath(path)).as_posix()  # noqa: PTH100  absolute() keeps "a/../b"
@@ -218,7 +229,7 @@ def _relative(folder: Path, start: Path) -> str:
     """`folder` as seen from `start`, ending with a slash where it is not empty."""
     try:
         way = os.path.relpath(folder, start)
-        if way.startswith(".."):  # ".." leads out of where a link points to, not of the link
+        if ".." in folder.parts or way.startswith(".."):  # from where a link points to, not from it
             way = os.path.relpath(folder.resolve(), start.resolve())
     except ValueError:  # two drives on Windows
         way = str(folder.resolve())
