@@ -23,7 +23,7 @@ from airnet_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from airnet_cli.core.training import EpochReport
-    from airnet_cli.workflows.train import DryRun, Listener, TrainedRun
+    from airnet_cli.workflows.train import DryRun, Listener, RunStart, TrainedRun
 
 
 def train(
@@ -104,11 +104,18 @@ def _listener() -> "Listener":
     """Prints a line for each event of a run, on stderr."""
     from airnet_cli.workflows.train import Listener
 
-    return Listener(
-        started=lambda run, preset, device: note(
+    def started(start: "RunStart") -> None:
+        preset = start.preset
+        note(
             f"training {preset.model.variant} with {preset.model.backbone} on {preset.data.name}, "
-            f"{device.type}, {preset.training.precision}, seed {preset.training.seed}: {run}"
-        ),
+            f"{start.device}, {preset.training.precision}, seed {preset.training.seed}"
+        )
+        note(f"run folder: {start.run}")
+        note("each head: identity + triplet loss, active triplets; i/s: images per second")
+        note(_epoch_header(start.heads, preset.training.epochs))
+
+    return Listener(
+        started=started,
         noted=lambda text: note(f"note: {text}"),
         epoch_finished=lambda report: note(_epoch_line(report)),
         evaluated=lambda epoch, evaluation: note(
@@ -118,15 +125,22 @@ def _listener() -> "Listener":
     )
 
 
+def _epoch_header(heads: "tuple[str, ...]", epochs: int) -> str:
+    """The words over the lines of `_epoch_line`; both fit 80 columns with three heads."""
+    width = 2 * len(str(epochs)) + 1
+    columns = "".join(f"  {head:^15}" for head in heads)
+    return f"{'epoch':>{width}}  {'loss':>5}{columns} {'rate':>8}  i/s"
+
+
 def _epoch_line(report: "EpochReport") -> str:
-    heads = "  ".join(
-        f"{head.name} {head.identity_loss:.2f}+{head.triplet_loss:.3f} "
-        f"({percent(head.active_triplets)}%)"
+    width = max(2 * len(str(report.epochs)) + 1, len("epoch"))
+    heads = "".join(
+        f"  {head.identity_loss:.2f}+{head.triplet_loss:.3f} {round(100 * head.active_triplets):3}%"
         for head in report.heads
     )
     return (
-        f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}  {heads}  "
-        f"lr {report.learning_rate:.2g}  {report.images_per_second:.0f} images/s"
+        f"{f'{report.epoch}/{report.epochs}':>{width}}  {report.loss:.3f}{heads}"
+        f" {report.learning_rate:8.1e} {report.images_per_second:4.0f}"
     )
 
 

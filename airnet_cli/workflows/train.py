@@ -49,12 +49,22 @@ PUBLISHED_IDENTITIES = {
 """Training identities of the published data sets: for a dry run, which does not look at data."""
 
 
+@dataclass(frozen=True)
+class RunStart:
+    """What is about to be trained, and where."""
+
+    run: Path
+    preset: Preset
+    device: str
+    heads: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Listener:
     """What a caller hears while a run goes on."""
 
-    started: Callable[[Path, Preset, torch.device], None]
-    """Training begins (or goes on) in this folder."""
+    started: Callable[[RunStart], None]
+    """Training begins (or goes on)."""
     noted: Callable[[str], None]
     """Something worth knowing was noticed."""
     epoch_finished: Callable[[EpochReport], None]
@@ -279,7 +289,7 @@ def _run(
         _cut_log(run / LOG, finished)
     else:
         write_json(run / PRESET, _record(preset, device))
-    listener.started(run, preset, device)
+    listener.started(RunStart(run, preset, device.type, network.head_names))
     if preset.training.precision == "bf16" and not has_native_bfloat16(device):
         listener.noted(
             f"this {device.type} has no bfloat16 of its own; --precision fp32 is faster here"

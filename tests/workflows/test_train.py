@@ -103,7 +103,7 @@ def test_resumed_run_ends_with_the_same_weights(
 
     notes: list[str] = []
     listener = Listener(
-        started=lambda run, *_: runs.append(run),
+        started=lambda start: runs.append(start.run),
         noted=notes.append,
         epoch_finished=_ignore,
         evaluated=_ignore,
@@ -237,3 +237,18 @@ def test_dry_run_counts_are_those_of_table_2() -> None:
     assert round(base.parameters_without_classifiers / 1e6, 1) == 23.5
     assert (air.embedding_size, air.heads) == (6144, ("A1", "A2", "I"))
     assert air.parameters_with_classifiers == air.parameters_without_classifiers + 751 * 6144
+
+
+def test_tensorboard_events_where_the_extra_is_installed(tiny_run: Path) -> None:
+    """An epoch's losses per head, and the scores, can be read back by TensorBoard."""
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    events = event_accumulator.EventAccumulator(str(tiny_run))
+    events.Reload()
+    lines = [json.loads(line) for line in (tiny_run / "log.jsonl").read_text().splitlines()]
+    for head in range(3):
+        name = lines[0]["heads"][head]["name"]
+        found = [event.value for event in events.Scalars(f"triplet_loss/{name}")]
+        assert found == pytest.approx([line["heads"][head]["triplet_loss"] for line in lines])
+    assert [event.step for event in events.Scalars("scores/mAP")] == [2]
