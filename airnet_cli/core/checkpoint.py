@@ -144,9 +144,9 @@ def fill_network(network: AirNet, checkpoint: Checkpoint) -> None:
     try:
         network.load_state_dict(checkpoint.tensors, strict=True)
     except RuntimeError as error:
-        lines = " ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise CheckpointError(
-            f"checkpoint '{checkpoint.path}' does not fit the network of its own preset: {lines}"
+            f"checkpoint '{checkpoint.path}' does not fit the network of its own preset: "
+            f"{_details(error)}"
         ) from None
 
 
@@ -178,11 +178,19 @@ def read_training_state(path: Path, network: AirNet, optimizer: torch.optim.Opti
         network.load_state_dict(weights, strict=True)
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
+        return int(described["finished_epochs"])
+    except KeyError as error:
+        raise CheckpointError(f"training state '{path}' lacks {error} in its metadata") from None
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"training state '{path}' is of another network: {str(error).splitlines()[0]}"
+            f"training state '{path}' is of another network: {_details(error)}"
         ) from None
-    return int(described["finished_epochs"])
+
+
+def _details(error: Exception) -> str:
+    """What torch says of the tensors that do not fit, on one line, without its heading."""
+    lines = str(error).splitlines()
+    return " ".join(line.strip() for line in lines[1:4] or lines)
 
 
 def _save(path: Path, tensors: dict[str, Tensor], kind: str, described: dict[str, Any]) -> None:
