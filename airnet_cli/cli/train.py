@@ -22,8 +22,10 @@ from airnet_cli.cli.output import note, percent, print_json, print_table, progre
 from airnet_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from airnet_cli.config.schema import Preset
     from airnet_cli.core.training import EpochReport
-    from airnet_cli.workflows.train import DryRun, Listener, RunStart, TrainedRun
+    from airnet_cli.workflows.dry_run import DryRun
+    from airnet_cli.workflows.train import Listener, RunStart, TrainedRun
 
 
 def train(
@@ -70,12 +72,11 @@ def train(
     if seed is not None:
         overrides.append(f"training.seed={seed}")
     chosen = load_preset(preset, overrides)
+    if dry_run:
+        _dry_run(chosen, json)
+        return
     from airnet_cli.workflows import train as workflow
 
-    if dry_run:
-        described = workflow.dry_run(chosen)
-        print_json(described.to_dict()) if json else _show_dry_run(described)
-        return
     with progress_bars() as progress:
         trained = workflow.train_runs(
             chosen,
@@ -88,6 +89,16 @@ def train(
             progress=progress,
         )
     _show_trained(trained, json)
+
+
+def _dry_run(preset: "Preset", json: bool) -> None:
+    from airnet_cli.workflows.dry_run import dry_run
+
+    described = dry_run(preset)
+    if json:
+        print_json(described.to_dict())
+    else:
+        _show_dry_run(described)
 
 
 def _resume(run: Path, data_root: Path, device: DeviceName, json: bool) -> None:

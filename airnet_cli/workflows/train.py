@@ -1,4 +1,4 @@
-"""Train a preset into a run folder; go on with a stopped run; say what a preset would train."""
+"""Train a preset into a run folder, once or several times; go on with a stopped run."""
 
 import contextlib
 import json
@@ -18,7 +18,6 @@ from airnet_cli.core.checkpoint import (
     write_checkpoint,
     write_training_state,
 )
-from airnet_cli.core.data.generated import TRAIN_IDENTITIES
 from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.files import write_json, write_text
 from airnet_cli.core.progress import Progress, silent
@@ -34,19 +33,10 @@ from airnet_cli.errors import CheckpointError
 from airnet_cli.workflows.build import (
     build_network,
     build_trainer,
-    describe_network,
     training_identities,
 )
 from airnet_cli.workflows.evaluate import Evaluation, check_scorable, score_network
 from airnet_cli.workflows.runs import CHECKPOINT, LOG, PRESET, SCORES, STATE, Model, new_run
-
-PUBLISHED_IDENTITIES = {
-    "market1501": 751,
-    "cuhk03-labeled": 767,
-    "cuhk03-detected": 767,
-    "msmt17": 1041,
-}
-"""Training identities of the published data sets: for a dry run, which does not look at data."""
 
 
 @dataclass(frozen=True)
@@ -89,51 +79,6 @@ class Spread:
 
     mean: float
     std: float
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What a preset would train."""
-
-    preset: Preset
-    heads: tuple[str, ...]
-    embedding_size: int
-    parameters_without_classifiers: int
-    parameters_with_classifiers: int | None
-    """None where the number of identities is only known from the data."""
-
-    def settings(self) -> Iterator[tuple[str, object]]:
-        """The preset flattened to dotted keys, as `--set` takes them."""
-        yield from _flatten("", self.preset.model_dump(mode="json"))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON shape of `train --dry-run --json` (docs/formats.md)."""
-        return {
-            "version": 1,
-            "preset": self.preset.model_dump(mode="json"),
-            "heads": list(self.heads),
-            "embedding_size": self.embedding_size,
-            "parameters": {
-                "without_classifiers": self.parameters_without_classifiers,
-                "with_classifiers": self.parameters_with_classifiers,
-            },
-        }
-
-
-def dry_run(preset: Preset) -> DryRun:
-    """Describe the network of `preset` without touching data or weights."""
-    known = PUBLISHED_IDENTITIES | {"demo": TRAIN_IDENTITIES}
-    network = describe_network(preset, identities=None)
-    without = sum(parameter.numel() for parameter in network.parameters())
-    identities = known.get(preset.data.name)
-    classifiers = None if identities is None else identities * network.embedding_size
-    return DryRun(
-        preset=preset,
-        heads=network.head_names,
-        embedding_size=network.embedding_size,
-        parameters_without_classifiers=without,
-        parameters_with_classifiers=None if classifiers is None else without + classifiers,
-    )
 
 
 def train(
@@ -258,14 +203,6 @@ def spread(values: list[float]) -> Spread:
     Spread(mean=0.5, std=0.25)
     """
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
-
-
-def _flatten(prefix: str, value: object) -> Iterator[tuple[str, object]]:
-    if not isinstance(value, dict):
-        yield prefix, value
-        return
-    for key, below in value.items():
-        yield from _flatten(f"{prefix}.{key}" if prefix else key, below)
 
 
 def _run(
