@@ -54,17 +54,17 @@ class Camera:
 
 CAMERAS: tuple[Camera, ...] = (
     # Shop street in the sun: warm, contrasty.
-    Camera(0.12, 0.06, 0.02, -0.8, (1.08, 1.0, 0.90), 1.15, 0.95, 4, 250, 0.95, 0.4, 8, 80, 0.12),
+    Camera(0.12, 0.06, 0.02, -0.8, (1.06, 1.0, 0.92), 1.12, 0.95, 4, 250, 1.0, 0.4, 8, 80, 0.10),
     # Brick wall in the shade: blue, dull.
-    Camera(0.20, 0.10, -0.03, 0.3, (0.86, 0.96, 1.10), 0.88, 1.05, 12, 215, 0.9, 0.4, 12, 70, 0.12),
+    Camera(0.20, 0.10, -0.03, 0.3, (0.90, 0.97, 1.08), 0.92, 1.02, 10, 222, 0.9, 0.4, 10, 75, 0.10),
     # Road from high up, hazy.
-    Camera(0.42, 0.22, 0.04, 0.7, (1.0, 1.0, 0.98), 0.75, 0.88, 40, 240, 0.8, 0.5, 10, 65, 0.18),
+    Camera(0.42, 0.22, 0.04, 0.7, (1.0, 1.0, 0.98), 0.82, 0.90, 30, 240, 0.85, 0.4, 9, 70, 0.15),
     # Park under trees: green.
-    Camera(0.08, 0.03, 0.0, -0.4, (0.92, 1.06, 0.86), 1.0, 1.10, 6, 232, 1.0, 0.3, 9, 80, 0.18),
+    Camera(0.08, 0.03, 0.0, -0.4, (0.94, 1.05, 0.90), 1.0, 1.06, 6, 236, 1.0, 0.3, 8, 80, 0.15),
     # Plaza, over-exposed, a little magenta.
-    Camera(0.32, 0.16, -0.05, 0.9, (1.08, 0.97, 1.07), 0.95, 0.76, 14, 255, 0.9, 0.4, 8, 75, 0.10),
+    Camera(0.32, 0.16, -0.05, 0.9, (1.06, 0.98, 1.05), 0.97, 0.82, 12, 255, 0.95, 0.4, 7, 80, 0.08),
     # Underpass: dark, yellow, noisy.
-    Camera(0.25, 0.14, 0.03, -0.2, (1.05, 0.94, 0.70), 0.85, 1.18, 8, 205, 0.85, 0.5, 20, 60, 0.08),
+    Camera(0.25, 0.14, 0.03, -0.2, (1.04, 0.95, 0.76), 0.90, 1.12, 8, 215, 0.9, 0.5, 16, 65, 0.08),
 )
 
 
@@ -77,11 +77,11 @@ def photograph(person: Person, *, seed: int, camera_id: int, rng: Random) -> Ima
     share = rng.gauss(0.88, 0.035)
     shift_x, shift_y = rng.gauss(0, 0.035), rng.gauss(0, 0.012)
     mistake = rng.random()
-    if mistake < 0.06:
+    if mistake < 0.05:
         shift_y += rng.uniform(0.06, 0.16)  # cut at the feet
-    elif mistake < 0.12:
-        shift_x += rng.choice((-1, 1)) * rng.uniform(0.12, 0.22)  # cut at a side
-    elif mistake < 0.18:
+    elif mistake < 0.09:
+        shift_x += rng.choice((-1, 1)) * rng.uniform(0.12, 0.2)  # cut at a side
+    elif mistake < 0.14:
         share *= rng.uniform(0.8, 0.88)
     if rng.random() < 0.22:
         _passer_by(image, camera, rng)

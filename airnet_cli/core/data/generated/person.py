@@ -171,12 +171,12 @@ def random_person(rng: Random) -> Person:
 def _person_unlike(people: list[Person], rng: Random) -> Person:
     """Draw until somebody differs from all before; after many tries, take the least alike."""
     best, best_likeness = random_person(rng), 9
-    for _ in range(40):
+    for _ in range(60):
         person = random_person(rng)
         likeness = max((person.likeness(other) for other in people), default=0)
         if likeness < best_likeness:
             best, best_likeness = person, likeness
-        if likeness <= 5:
+        if likeness <= 4:
             break
     return best
 
