@@ -17,6 +17,7 @@ from PIL import Image
 
 from airnet_cli.core.data.manifest import Manifest, load_prepared
 from airnet_cli.core.data.records import DISTRACTOR, JUNK, ImageRecord
+from airnet_cli.core.data.sources import list_images
 from airnet_cli.core.data.transforms import read_image
 from airnet_cli.core.drawing import (
     NOT_RANKED,
@@ -101,8 +102,8 @@ def visualize(
 
     Args:
         sheets: which kinds, at least one.
-        images: the pictures to explain or to look for; none: queries of the data set, each of
-            another person, evenly spread.
+        images: the pictures to explain or to look for, or folders of them; none: queries of the
+            data set, each of another person, evenly spread.
         against: explain the cosine with this picture instead of the predicted identity.
         compare: a run or checkpoint whose Grad-CAM columns are added.
         gallery: rank this gallery (its .npy file) instead of the data set's, which is embedded.
@@ -126,6 +127,7 @@ def visualize(
         CheckpointError: no such run or checkpoint, or another model than the gallery's.
         DataError: the data set or an image is missing or broken.
     """
+    images = _files(images)
     _check_request(sheets, images, against=against, compare=compare, gallery=gallery, count=count)
     places = _places(sheets, output=output, html=html)
     found = find_model(checkpoint, runs_root)
@@ -526,8 +528,17 @@ def _check_request(
         )
     for path in (*images, *([against] if against else [])):
         if not path.is_file():
-            what = "is a folder; name its images" if path.is_dir() else "does not exist"
+            what = "is a folder; name one image" if path.is_dir() else "does not exist"
             raise DataError(f"image '{path}' {what}")
+
+
+def _files(images: Sequence[Path]) -> list[Path]:
+    """The images themselves, in the order given; those of a folder by name."""
+    return [
+        file
+        for path in images
+        for file in (list_images([path], must_exist=True).paths if path.is_dir() else [path])
+    ]
 
 
 def _places(
