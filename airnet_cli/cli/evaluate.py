@@ -18,6 +18,7 @@ from airnet_cli.cli.output import note, percent, print_json, print_table, progre
 from airnet_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from airnet_cli.core.retrieval.calibration import Calibration
     from airnet_cli.core.retrieval.metrics import RetrievalScores
     from airnet_cli.workflows.evaluate import Evaluation
     from airnet_cli.workflows.runs import Model
@@ -73,6 +74,13 @@ def evaluate(
             help="Count images of the query's own camera too: for data with one camera only.",
         ),
     ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Measure which scores mean the same person; kept beside the checkpoint for match.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Score a run on its data set: mAP, mINP and CMC, exactly.
@@ -85,6 +93,8 @@ def evaluate(
         raise UsageError("--query and --gallery are scored without a run: leave RUN and --data out")
     if query is None and metric != "cosine":
         raise UsageError("--metric is for --query and --gallery; runs are compared by cosine")
+    if query is not None and calibrate:
+        raise UsageError("--calibrate is for a run or checkpoint, beside which the result is kept")
     from airnet_cli.workflows import evaluate as workflow
 
     with progress_bars() as progress:
@@ -108,6 +118,7 @@ def evaluate(
                 workers=workers,
                 camera_filter=not no_camera_filter,
                 on_model=_say_which,
+                with_calibration=calibrate,
                 progress=progress,
             )
     if json:
@@ -133,6 +144,28 @@ def _show(evaluation: "Evaluation") -> None:
     note(f"{whole.queries_counted:,} of {whole.queries_total:,} queries counted{_why_not(whole)}")
     if evaluation.scores_path is not None:
         note(f"scores written to {evaluation.scores_path}")
+    if evaluation.calibration is not None:
+        _show_calibration(evaluation.calibration)
+        note(f"calibration written to {evaluation.calibration_path}")
+
+
+def _show_calibration(calibration: "Calibration") -> None:
+    """Thresholds at the rates that people know, for the whole embedding and each head."""
+    heads = calibration.heads if len(calibration.heads) > 1 else {}
+    meanings = {"whole embedding": calibration.whole}
+    meanings |= {f"head {name} alone": meaning for name, meaning in heads.items()}
+    rows = [
+        (label, f"{point.far:g}", f"{point.threshold:.4f}", percent(point.true_accept_rate))
+        for label, meaning in meanings.items()
+        for point in meaning.named_points()
+    ]
+    print_table(["", "false-accept rate", "threshold", "true-accept rate"], rows)
+    for label, meaning in meanings.items():
+        note(
+            f"{label}: equal-error rate {percent(meaning.equal_error_rate)}% at "
+            f"{meaning.equal_error_threshold:.4f}; {meaning.same_person_pairs:,} pairs of one "
+            f"person, {meaning.different_person_pairs:,} of two"
+        )
 
 
 def _row(label: str, scores: "RetrievalScores") -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Score a run, a checkpoint, or any tool's features, by the protocol of docs/method.md."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +10,20 @@ import torch
 from torch import Tensor
 
 from airnet_cli.config.schema import Preset
-from airnet_cli.core.checkpoint import library_versions, read_checkpoint
+from airnet_cli.core.checkpoint import library_versions, model_fingerprint, read_checkpoint
 from airnet_cli.core.data.manifest import Manifest, load_prepared
 from airnet_cli.core.data.records import JUNK, ImageRecord
 from airnet_cli.core.files import write_json
 from airnet_cli.core.inference import embed_images
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
+from airnet_cli.core.retrieval.calibration import (
+    Calibration,
+    ScoreCalibration,
+    calibrate,
+    calibration_path,
+    write_calibration,
+)
 from airnet_cli.core.retrieval.features import read_features
 from airnet_cli.core.retrieval.metrics import RetrievalScores, evaluate_retrieval
 from airnet_cli.core.runtime import DeviceName, PrecisionName, choose_device
@@ -43,14 +50,22 @@ class Evaluation:
     """Where the network came from; None for features."""
     scores_path: Path | None
     """Where the scores were written, if they were."""
+    calibration: Calibration | None = None
+    """What the scores of pairs mean, where that was asked for."""
+    calibration_path: Path | None = None
+    """Where the calibration was written, if it was."""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON shape (docs/formats.md); fractions, not percent."""
+        calibration = (
+            {} if self.calibration is None else {"calibration": self.calibration.to_dict()}
+        )
         return {
             "version": JSON_VERSION,
             **_scores_dict(self.whole),
             "heads": {name: _scores_dict(scores) for name, scores in self.heads.items()},
             "protocol": self.protocol,
+            **calibration,
         }
 
 
@@ -66,16 +81,18 @@ def evaluate(
     workers: int,
     camera_filter: bool,
     on_model: Callable[[Model], None],
+    with_calibration: bool = False,
     progress: Progress = silent,
 ) -> Evaluation:
     """Score a run folder or checkpoint on query and gallery of a prepared data set.
 
     Without `model` the newest finished run under `runs_root`; without `data_name` the data set it
     was trained on; `on_model` hears which model it is before the work starts. A run's scores on
-    its own data set are written into it, as `scores.json`.
+    its own data set are written into it, as `scores.json`. With `with_calibration` the meaning of
+    scores is measured too and written beside the checkpoint, for `match`.
 
     Raises:
-        CheckpointError: no such run or checkpoint.
+        CheckpointError: no such run or checkpoint, or no place for the calibration beside it.
         DataError: the data set is not prepared, or has no query or gallery images.
         EvaluationError: no query has a right answer.
     """
@@ -96,14 +113,19 @@ def evaluate(
         model=found,
         training=checkpoint.training,
         camera_filter=camera_filter,
+        calibrate_as=model_fingerprint(found.checkpoint) if with_calibration else None,
         progress=progress,
     )
     path = None
     if found.run is not None:
         is_own = manifest.name == preset.data.name
         path = found.run / (SCORES if is_own else f"scores-{manifest.name}.json")
-        write_json(path, evaluation.to_dict())
-    return Evaluation(evaluation.whole, evaluation.heads, evaluation.protocol, found, path)
+        write_json(path, replace(evaluation, calibration=None).to_dict())  # it has its own file
+    if evaluation.calibration is None:
+        return replace(evaluation, scores_path=path)
+    beside = calibration_path(found.checkpoint)
+    write_calibration(beside, evaluation.calibration)
+    return replace(evaluation, scores_path=path, calibration_path=beside)
 
 
 def evaluate_features(
@@ -153,9 +175,13 @@ def score_network(
     model: Model | None,
     training: dict[str, Any],
     camera_filter: bool = True,
+    calibrate_as: str | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Embed query and gallery of `manifest` with `network` and score the whole and each head."""
+    """Embed query and gallery of `manifest` with `network` and score the whole and each head.
+
+    With `calibrate_as`, the checkpoint's fingerprint, the scores of pairs are calibrated too.
+    """
     check_scorable(manifest)
     queries, gallery = manifest.split("query"), _without_junk(manifest)
 
@@ -176,14 +202,17 @@ def score_network(
 
     query_embeddings, gallery_embeddings = embed(queries, "query"), embed(gallery, "gallery")
 
+    query_person_ids, query_camera_ids = _person_ids(queries), _camera_ids(queries)
+    gallery_person_ids, gallery_camera_ids = _person_ids(gallery), _camera_ids(gallery)
+
     def score(part: slice) -> RetrievalScores:
         return evaluate_retrieval(
             query_embeddings=query_embeddings[:, part],
             gallery_embeddings=gallery_embeddings[:, part],
-            query_person_ids=_person_ids(queries),
-            query_camera_ids=_camera_ids(queries),
-            gallery_person_ids=_person_ids(gallery),
-            gallery_camera_ids=_camera_ids(gallery),
+            query_person_ids=query_person_ids,
+            query_camera_ids=query_camera_ids,
+            gallery_person_ids=gallery_person_ids,
+            gallery_camera_ids=gallery_camera_ids,
             metric="cosine",
             camera_filter=camera_filter,
         )
@@ -210,9 +239,38 @@ def score_network(
         "device": device.type,
         "training": training,
         "selection": "last",
-        **_protocol("cosine", _person_ids(gallery), camera_filter),
+        **_protocol("cosine", gallery_person_ids, camera_filter),
     }
-    return Evaluation(whole, heads, protocol, model, None)
+    evaluation = Evaluation(whole, heads, protocol, model, None)
+    if calibrate_as is None:
+        return evaluation
+
+    def measure(part: slice) -> ScoreCalibration:
+        return calibrate(
+            query_embeddings=query_embeddings[:, part],
+            gallery_embeddings=gallery_embeddings[:, part],
+            query_person_ids=query_person_ids,
+            query_camera_ids=query_camera_ids,
+            gallery_person_ids=gallery_person_ids,
+            gallery_camera_ids=gallery_camera_ids,
+            camera_filter=camera_filter,
+            progress=progress,
+        )
+
+    meaning = measure(slice(None))
+    calibration = Calibration(
+        fingerprint=calibrate_as,
+        data=manifest.name,
+        camera_filter=camera_filter,
+        precision=precision,
+        normalize_heads=preset.evaluation.normalize_heads,
+        flip=False,
+        whole=meaning,
+        heads={
+            name: meaning if len(slices) == 1 else measure(part) for name, part in slices.items()
+        },
+    )
+    return replace(evaluation, calibration=calibration)
 
 
 def check_scorable(manifest: Manifest) -> None:

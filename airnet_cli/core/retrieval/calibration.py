@@ -80,6 +80,10 @@ class ScoreCalibration:
         """The point of this false-accept rate; None if it was not, or could not be, measured."""
         return next((point for point in self.points if point.far == far), None)
 
+    def named_points(self) -> list[OperatingPoint]:
+        """The points of `NAMED_RATES` that could be measured."""
+        return [point for rate in NAMED_RATES if (point := self.at(rate)) is not None]
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -89,6 +93,9 @@ class Calibration:
     """SHA-256 of the checkpoint file."""
     data: str
     """The data set on which it was measured."""
+    camera_filter: bool
+    """Whether pairs of one person by one camera were left out."""
+    precision: str
     normalize_heads: bool
     flip: bool
     whole: ScoreCalibration
@@ -107,6 +114,7 @@ def calibrate(
     query_camera_ids: Integers,
     gallery_person_ids: Integers,
     gallery_camera_ids: Integers,
+    camera_filter: bool = True,
     progress: Progress = silent,
     query_block: int | None = None,
 ) -> ScoreCalibration:
@@ -122,6 +130,8 @@ def calibrate(
         query_camera_ids: (Q,) which camera took it.
         gallery_person_ids: (G,) whom each gallery image shows.
         gallery_camera_ids: (G,) which camera took it.
+        camera_filter: whether pairs of one person by one camera are left out; off only for data of
+            one camera, where the rates are then better than they would be across cameras.
         progress: told after each block of queries.
         query_block: queries per matrix product; None picks as many as about 100 MB hold.
 
@@ -150,10 +160,12 @@ def calibrate(
             part = slice(first + begin, first + min(begin + size, len(scores)))
             is_same = query_person_ids[part, None] == people
             is_same &= people != DISTRACTOR
-            is_other_camera = query_camera_ids[part, None] != cameras
+            is_pair = is_same
+            if camera_filter:
+                is_pair = is_same & (query_camera_ids[part, None] != cameras)
             places = grid_places(scores[begin : begin + size])
             different += np.bincount(places[~is_same], minlength=len(different))
-            same += np.bincount(places[is_same & is_other_camera], minlength=len(same))
+            same += np.bincount(places[is_pair], minlength=len(same))
         progress("calibrating", first + len(scores), total, "queries")
     return read_off(same, different)
 
@@ -250,6 +262,8 @@ def read_calibration(path: Path) -> Calibration | None:
         return Calibration(
             fingerprint=str(record["fingerprint"]),
             data=str(record["data"]),
+            camera_filter=bool(record["camera_filter"]),
+            precision=str(record["precision"]),
             normalize_heads=bool(record["normalize_heads"]),
             flip=bool(record["flip"]),
             whole=_scores(record["whole"]),

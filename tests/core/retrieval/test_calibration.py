@@ -108,6 +108,16 @@ def test_rates_are_those_of_the_threshold_that_is_written(tmp_path):
         assert passed.mean() <= point.far
 
 
+def test_without_the_camera_filter():
+    """Pairs of one person by one camera count too, and nothing else changes."""
+    given = problem(3)
+    strict, loose = (calibrate(**given, camera_filter=choice) for choice in (True, False))
+    people, others = given["query_person_ids"], given["gallery_person_ids"]
+    assert loose.same_person_pairs == sum((others == person).sum() for person in people)
+    assert loose.same_person_pairs > strict.same_person_pairs
+    assert [point.threshold for point in loose.points] == [p.threshold for p in strict.points]
+
+
 @pytest.mark.parametrize(
     ("same", "different", "expected"),
     [
@@ -165,6 +175,8 @@ def test_pairs_of_both_kinds_are_needed(changes, message):
 EXAMPLE = Calibration(
     fingerprint="ab" * 32,
     data="demo",
+    camera_filter=True,
+    precision="fp32",
     normalize_heads=False,
     flip=False,
     whole=ScoreCalibration(
