@@ -15,6 +15,7 @@ from airnet_cli import __version__
 from airnet_cli.cli import prepare_data
 from airnet_cli.cli.embed import embed
 from airnet_cli.cli.evaluate import evaluate
+from airnet_cli.cli.match import match
 from airnet_cli.cli.output import note
 from airnet_cli.cli.presets import presets
 from airnet_cli.cli.train import train
@@ -90,6 +91,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "embed": embed,
+    "match": match,
     "visualize": visualize,
     "presets": presets,
 }
