@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from airnet_cli.core.data.dataset import inference_loader
+from airnet_cli.core.data.dataset import ImageDataset, inference_loader, raise_for_bad
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import PrecisionName, autocast
-from airnet_cli.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,7 @@ def embed_batches(
     that can't be read raises nothing: it is in its batch's `bad`.
     """
     loader = inference_loader(
-        paths,
-        height_px=height_px,
-        width_px=width_px,
+        ImageDataset(paths, height_px=height_px, width_px=width_px),
         batch_size=batch_size,
         workers=workers,
         pin_memory=device.type == "cuda",
@@ -147,9 +144,3 @@ def embed_images(
         row += len(batch.embeddings)
         progress(stage, row, len(paths), "images")
     return embeddings
-
-
-def raise_for_bad(paths: Sequence[Path], bad: Sequence[tuple[int, str]]) -> None:
-    """Raise a DataError for the first of some images that can't be read; nothing for none."""
-    for index, reason in bad:
-        raise DataError(f"image '{paths[index]}' can't be read: {reason}")

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from airnet_cli.core.data.dataset import Batch
+from airnet_cli.core.data.dataset import TrainingLoader
 from airnet_cli.core.data.sampler import IdentitySampler
 from airnet_cli.core.data.transforms import Augmentation
 from airnet_cli.core.losses import HeadLoss, Loss, compute_loss
@@ -80,7 +79,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     sampler: IdentitySampler
-    loader: DataLoader[Batch]
+    loader: TrainingLoader
     """Over `sampler`."""
     labels: Tensor
     """(N,), the class of each image of the loader's dataset."""
@@ -100,6 +99,7 @@ class Trainer:
         each.
 
         Raises:
+            DataError: an image can't be read.
             TrainingError: the loss is not finite any more.
         """
         for epoch in range(first_epoch, epochs):
@@ -116,12 +116,13 @@ class Trainer:
         sums: Tensor | None = None
         images = 0
         stage = f"epoch {epoch + 1}/{epochs}"
-        for done, (batch, indices) in enumerate(self.loader, start=1):
-            loss = self.step(batch, self.labels[indices], random)
+        for done, batch in enumerate(self.loader, start=1):
+            labels = self.labels[list(batch.indices)]
+            loss = self.step(batch.images, labels, random)
             # Summed on the device: reading a loss here would wait for the device at every step.
             terms = torch.stack([loss.total, *(t for h in loss.heads for t in _terms(h))]).detach()
             sums = terms if sums is None else sums + terms
-            images += len(batch)
+            images += len(batch.images)
             progress(stage, done, len(self.sampler), "batches")
         assert sums is not None  # the sampler refuses data sets without a single batch
         total, *per_head = (sums / len(self.sampler)).tolist()

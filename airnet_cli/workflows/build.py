@@ -7,7 +7,7 @@ import torch
 from airnet_cli.config.presets import validate_preset
 from airnet_cli.config.schema import Preset
 from airnet_cli.core.checkpoint import Checkpoint, fill_network
-from airnet_cli.core.data.dataset import ImageDataset, training_loader
+from airnet_cli.core.data.dataset import ImageDataset, TrainingLoader
 from airnet_cli.core.data.manifest import Manifest
 from airnet_cli.core.data.sampler import IdentitySampler
 from airnet_cli.core.data.transforms import Augmentation
@@ -82,7 +82,7 @@ def build_trainer(
         images_per_identity=training.images_per_identity,
         seed=training.seed,
     )
-    loader = training_loader(
+    loader = TrainingLoader(
         ImageDataset(
             [manifest.root / record.path for record in records],
             height_px=preset.data.height_px,

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from airnet_cli.config.schema import Preset
 from airnet_cli.core.checkpoint import Checkpoint, model_fingerprint, read_checkpoint
+from airnet_cli.core.data.dataset import raise_for_bad
 from airnet_cli.core.data.transforms import image_tensor, read_image, upright_rgb
-from airnet_cli.core.inference import EmbeddedBatch, embed_batches, embed_tensor, raise_for_bad
+from airnet_cli.core.inference import EmbeddedBatch, embed_batches, embed_tensor
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import DeviceName, PrecisionName, choose_device

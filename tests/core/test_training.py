@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from airnet_cli.core.checkpoint import read_training_state, write_training_state
-from airnet_cli.core.data.dataset import ImageDataset, training_loader
+from airnet_cli.core.data.dataset import ImageDataset, TrainingLoader
 from airnet_cli.core.data.sampler import IdentitySampler
 from airnet_cli.core.data.transforms import Augmentation
 from airnet_cli.core.model.airnet import AirNet
@@ -61,7 +61,7 @@ def build(crops):
             ),
             schedule=Schedule(learning_rate=learning_rate, factor=0.1, epochs=[2]),
             sampler=sampler,
-            loader=training_loader(dataset, sampler, workers=0, pin_memory=False),
+            loader=TrainingLoader(dataset, sampler, workers=0, pin_memory=False),
             labels=torch.tensor(person_ids),
             augmentation=Augmentation(
                 flip_probability=0.5,

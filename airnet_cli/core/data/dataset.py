@@ -1,6 +1,10 @@
-"""Images by index for torch's loader, and the loaders of training and inference."""
+"""Images by index for torch's loader, and the loaders of training and inference.
 
-from collections.abc import Sequence
+An image that can't be read is carried along as text and becomes an error in this process: what a
+worker process raises is a traceback by the time it arrives.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,48 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from airnet_cli.core.data.sampler import IdentitySampler
-from airnet_cli.core.data.transforms import read_image, try_read_image
-
-
-class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Images of one size: item i is (uint8 RGB (3, H, W), i)."""
-
-    def __init__(self, paths: Sequence[Path], *, height_px: int, width_px: int) -> None:
-        """Read the files `paths` when they are asked for."""
-        self._paths = paths
-        self._height_px = height_px
-        self._width_px = width_px
-
-    def __len__(self) -> int:
-        """The number of images."""
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Read image `index`; raises `DataError` where it can't be."""
-        image = read_image(self._paths[index], height_px=self._height_px, width_px=self._width_px)
-        return image, index
-
-
-Batch = tuple[Tensor, Tensor]
-"""Images (B, 3, H, W) uint8, and their indices (B,)."""
-
-
-def training_loader(
-    dataset: ImageDataset, sampler: IdentitySampler, *, workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
-    """The batches of the epoch that `sampler` has planned."""
-    return DataLoader[Batch](
-        dataset,  # type: ignore[arg-type]  # items (Tensor, int) are collated to a Batch
-        batch_sampler=sampler,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_one_thread,
-    )
+from airnet_cli.core.data.transforms import try_read_image
+from airnet_cli.errors import DataError
 
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """Images that were read one after the other, and those among them that could not be."""
+    """Some images that were read, and those among them that could not be."""
 
     images: Tensor
     """(B, 3, H, W) uint8"""
@@ -64,25 +33,26 @@ class ReadBatch:
         return ReadBatch(self.images.pin_memory(), self.indices, self.bad)
 
 
-class _Reading(Dataset[tuple[int, Tensor | str]]):
-    """Item i is (i, the image), or (i, why it can't be read).
-
-    Nothing is raised: an error that crosses from a worker process is a traceback by then.
-    """
+class ImageDataset(Dataset[tuple[int, Tensor | str]]):
+    """Images of one size: item i is (i, uint8 RGB (3, H, W)), or (i, why it can't be read)."""
 
     def __init__(self, paths: Sequence[Path], *, height_px: int, width_px: int) -> None:
-        self._paths = paths
+        """Read the files `paths` when they are asked for."""
+        self.paths = paths
         self._height_px = height_px
         self._width_px = width_px
 
     def __len__(self) -> int:
-        return len(self._paths)
+        """The number of images."""
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
-        path = self._paths[index]
+        """Read image `index`; raises nothing."""
+        path = self.paths[index]
         return index, try_read_image(path, height_px=self._height_px, width_px=self._width_px)
 
     def collate(self, items: Sequence[tuple[int, Tensor | str]]) -> ReadBatch:
+        """Stack what could be read."""
         images = [image for _, image in items if isinstance(image, Tensor)]
         none = torch.empty(0, 3, self._height_px, self._width_px, dtype=torch.uint8)
         return ReadBatch(
@@ -92,25 +62,56 @@ class _Reading(Dataset[tuple[int, Tensor | str]]):
         )
 
 
+class TrainingLoader:
+    """The batches of the epoch that a sampler has planned, each complete or an error."""
+
+    def __init__(
+        self, dataset: ImageDataset, sampler: IdentitySampler, *, workers: int, pin_memory: bool
+    ) -> None:
+        """Read in `workers` processes; 0: in this one."""
+        self._dataset = dataset
+        self._loader = DataLoader[ReadBatch](
+            dataset,  # type: ignore[arg-type]  # items are collated to a ReadBatch
+            batch_sampler=sampler,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            worker_init_fn=_one_thread,
+            collate_fn=dataset.collate,
+        )
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[ReadBatch]:
+        """Yield the planned batches in order.
+
+        Raises:
+            DataError: an image can't be read.
+        """
+        for batch in self._loader:
+            raise_for_bad(self._dataset.paths, batch.bad)
+            yield batch
+
+
 def inference_loader(
-    paths: Sequence[Path],
-    *,
-    height_px: int,
-    width_px: int,
-    batch_size: int,
-    workers: int,
-    pin_memory: bool,
+    dataset: ImageDataset, *, batch_size: int, workers: int, pin_memory: bool
 ) -> DataLoader[ReadBatch]:
-    """All images of `paths` in order, in batches of `batch_size` paths."""
-    dataset = _Reading(paths, height_px=height_px, width_px=width_px)
+    """All images in order, in batches of `batch_size` paths."""
     return DataLoader[ReadBatch](
-        dataset,  # type: ignore[arg-type]  # items are collated to a ReadBatch
+        dataset,  # type: ignore[arg-type]  # as above
         batch_size=batch_size,
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=_one_thread,
         collate_fn=dataset.collate,
     )
+
+
+def raise_for_bad(paths: Sequence[Path], bad: Sequence[tuple[int, str]]) -> None:
+    """Raise a DataError for the first of some images that can't be read; nothing for none."""
+    for index, reason in bad:
+        raise DataError(f"image '{paths[index]}' can't be read: {reason}")
 
 
 def _one_thread(_worker: int) -> None:
