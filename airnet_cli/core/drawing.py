@@ -90,7 +90,7 @@ class SaliencyPanel:
     is_signed: bool
     """Whether values under zero mean something; then zero is shown as nothing."""
     caption: str
-    """What is explained, in a few words, such as "person 12, 81%"; may be empty."""
+    """What is explained, in a few words, such as "person 12: 81%"; up to two lines, or empty."""
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,17 @@ def draw_ranked_lists(
     """
     cell = _Cell(width_px, height_px)
     longest = max(len(row.matches) for row in rows)
+    queries = [row.query for row in rows]
     states = {match.state for row in rows for match in row.matches}
     sheet = _Sheet(
         width_px=cell.step + QUERY_GAP + longest * cell.step,
         row_height_px=LABEL_HEIGHT + cell.height,
         rows=len(rows),
+        lines_before=[row for row in range(1, len(rows)) if queries[row] != queries[row - 1]],
         title=title,
         legend=[state for state in MEANINGS if state == "query" or state in states],
     )
-    for row, top in zip(rows, sheet.row_tops(), strict=True):
+    for row, top in zip(rows, sheet.row_tops, strict=True):
         sheet.text((MARGIN, top), row.label, width_px=sheet.inner_width, size=TEXT, bold=True)
         top += LABEL_HEIGHT
         picture = open_picture(row.query)
@@ -186,7 +188,7 @@ def draw_saliency_sheet(
         sheet.text(
             (left, top + 20), panel.model, width_px=cell.framed_width, size=SMALL, colour=FAINT
         )
-    for row, top in zip(rows, sheet.row_tops(), strict=True):
+    for row, top in zip(rows, sheet.row_tops, strict=True):
         sheet.text((MARGIN, top), row.label, width_px=sheet.inner_width, size=SMALL)
         top += LABEL_HEIGHT
         picture = open_picture(row.image)
@@ -195,13 +197,14 @@ def draw_saliency_sheet(
             left = MARGIN + column * cell.step
             shown = draw_heat(picture, panel.heat, is_signed=panel.is_signed)
             sheet.framed(shown, (left, top), cell, state=None)
-            sheet.text(
-                (left, top + cell.framed_height + 4),
-                panel.caption,
-                width_px=cell.framed_width,
-                size=SMALL,
-                colour=FAINT,
-            )
+            for number, line in enumerate(panel.caption.split("\n")):
+                sheet.text(
+                    (left, top + cell.framed_height + 4 + 18 * number),
+                    line,
+                    width_px=cell.framed_width,
+                    size=SMALL,
+                    colour=FAINT,
+                )
     return sheet.image
 
 
@@ -235,7 +238,7 @@ def draw_heat(
     smooth = Image.fromarray(relative.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
     strength = np.clip(np.asarray(smooth), -1, 1)[..., None]  # (H, W, 1)
     grey = picture.convert("L").convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    covered = np.abs(strength) ** 0.8 * 0.85
+    covered = np.abs(strength) * COVER
     shown = np.asarray(grey, dtype=np.float32) * (1 - covered)
     shown += _colour_of(strength[..., 0], is_signed=is_signed) * covered
     return Image.fromarray(shown.round().astype(np.uint8))
@@ -245,7 +248,7 @@ def heat_scale(is_signed: bool) -> "HeatScale":
     """The colour bar of a kind of map: its colours from left to right, and what its ends mean."""
     values = np.linspace(-1 if is_signed else 0, 1, 160, dtype=np.float32)
     bar = _colour_of(values, is_signed=is_signed)
-    cover = (np.abs(values) ** 0.8 * 0.85)[:, None]
+    cover = (np.abs(values) * COVER)[:, None]
     pixels = np.repeat((255 * 0.6 * (1 - cover) + bar * cover)[None], 14, axis=0)  # over mid grey
     image = Image.fromarray(pixels.round().astype(np.uint8))
     if is_signed:
@@ -323,12 +326,15 @@ LEGEND_HEIGHT = 34
 FRAME = 5
 MARK = 26
 QUERY_GAP = 18
+LINE_GAP = 24
 BACKGROUND = "white"
 INK = "#1a1a1a"
 FAINT = "#5c5c5c"
 
 HEAT_HEIGHT = 256
 """Pictures lower than this are enlarged before a map is laid over them."""
+COVER = 0.85
+"""How much of the picture the strongest place of a map hides."""
 
 
 class _Cell:
@@ -344,7 +350,10 @@ class _Cell:
 
 
 class _Sheet:
-    """A white page with a title, rows of equal height, and a legend at its foot."""
+    """A white page with a title, rows of equal height, and a legend at its foot.
+
+    `lines_before` are the rows over which a line is drawn: where another query begins.
+    """
 
     def __init__(
         self,
@@ -354,33 +363,38 @@ class _Sheet:
         rows: int,
         title: str,
         legend: Sequence[FrameState],
+        lines_before: Sequence[int] = (),
         heading_height_px: int = 0,
         scales: Sequence[HeatScale] = (),
     ) -> None:
-        self._row_height = row_height_px
-        self._rows = rows
         needed = max(_legend_width(legend), _scales_width(scales))
         # A single short row may be narrower than its legend: the legend wraps, but no word is cut.
         self.inner_width = max(width_px, min(needed, SHORTEST_LEGEND))
         legend_lines = _wrap_legend(legend, self.inner_width)
         self.headings_top = MARGIN + (TITLE_HEIGHT if title else 0)
-        self._top = self.headings_top + heading_height_px
-        foot = self._top + rows * row_height_px + 10
+        top = self.headings_top + heading_height_px
+        self.row_tops: list[int] = []
+        lines: list[int] = []
+        for row in range(rows):
+            if row in lines_before:
+                lines.append(top + LINE_GAP // 3)
+                top += LINE_GAP
+            self.row_tops.append(top)
+            top += row_height_px
+        foot = top + 10
         height = foot + LEGEND_HEIGHT * (len(legend_lines) + len(scales)) + MARGIN
         self.image = Image.new("RGB", (self.inner_width + 2 * MARGIN, height), BACKGROUND)
         self._draw = ImageDraw.Draw(self.image)
+        for line in lines:
+            self._draw.line((MARGIN, line, MARGIN + self.inner_width, line), fill="#c4c4c4")
         if title:
             self.text((MARGIN, MARGIN - 4), title, width_px=self.inner_width, size=20, bold=True)
-        for line in legend_lines:
-            self._draw_legend(line, foot)
+        for states in legend_lines:
+            self._draw_legend(states, foot)
             foot += LEGEND_HEIGHT
         for scale in scales:
             self._draw_scale(scale, foot)
             foot += LEGEND_HEIGHT
-
-    def row_tops(self) -> list[int]:
-        """Where each row begins."""
-        return [self._top + row * self._row_height for row in range(self._rows)]
 
     def framed(
         self, picture: Image.Image, at: tuple[int, int], cell: _Cell, *, state: FrameState | None

@@ -244,6 +244,7 @@ p{max-width:70ch;margin:.25rem 0 .75rem}
 .mark{display:inline-block;flex:none;width:22px;height:22px;background-size:contain}
 .ranked,.figures{background:var(--card);border:1px solid var(--line);border-radius:8px;
 padding:.75rem;margin:.75rem 0}
+.figures{display:inline-block;vertical-align:top;max-width:100%;margin:.75rem .75rem 0 0}
 summary{cursor:pointer;list-style:none;border-radius:4px}
 summary::-webkit-details-marker{display:none}
 summary:focus-visible{outline:3px solid var(--link);outline-offset:3px}

@@ -241,7 +241,10 @@ def _gradcam_sheet(
     return _Sheet("gradcam", title, text + _SCALED, saliency=tuple(rows))
 
 
-_SCALED = " Each map is scaled by its own strongest place: compare where, not how much."
+_SCALED = (
+    " The stronger, the more colour; each map is scaled by its own strongest place: compare where, "
+    "not how much."
+)
 
 
 def _gradcam_panel(model: Embedder, name: str, saliency: HeadSaliency) -> SaliencyPanel:
@@ -251,7 +254,7 @@ def _gradcam_panel(model: Embedder, name: str, saliency: HeadSaliency) -> Salien
         person_id = model.checkpoint.identities[saliency.identity]
         caption = f"person {person_id}: {saliency.probability:.0%}"
     if not saliency.heat.any():
-        caption += ", nothing for it"
+        caption += "\nno place speaks for it"
     return SaliencyPanel(saliency.head, name, saliency.heat, is_signed=False, caption=caption)
 
 
