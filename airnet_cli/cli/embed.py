@@ -67,8 +67,8 @@ def embed(
         bool, typer.Option("--flip", help="Average image and mirror image: twice the work.")
     ] = False,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Embed so many images at once.")
-    ] = 64,
+        int | None, typer.Option("--batch-size", min=1, help="Embed so many images at once.")
+    ] = None,
     workers: Annotated[
         int, typer.Option("--workers", min=0, help="Read images in so many processes.")
     ] = 1,
@@ -121,16 +121,22 @@ def embed(
             noted=lambda text: note(f"note: {text}"),
             progress=progress,
         )
-    for image in embedded.record["skipped"][:LISTED]:
-        note(f"skipped {image['path']}: {image['reason']}")
-    if len(embedded.record["skipped"]) > LISTED:
-        note(f"… all that were skipped are listed in {output.with_suffix('.json')}")
+    _list_skipped(embedded)
     print_json(embedded.to_dict()) if json else _show(embedded)
 
 
 def _say_which(model: "Model") -> None:
     if model.was_chosen:
         note(f"embedding with the newest finished run: {model.run}")
+
+
+def _list_skipped(embedded: "EmbeddedGallery") -> None:
+    skipped = embedded.record["skipped"]
+    for image in skipped[:LISTED]:
+        note(f"skipped {image['path']}: {image['reason']}")
+    if len(skipped) > LISTED:
+        side = embedded.path.with_suffix(".json")
+        note(f"… all {len(skipped):,} that were skipped are listed in {side}")
 
 
 def _show(embedded: "EmbeddedGallery") -> None:

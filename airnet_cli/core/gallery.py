@@ -247,11 +247,11 @@ class GalleryWriter:
         self._part = path.with_name(f".{path.name}.part")
         self._journal = _journal_of(path)
         self._record = path.with_suffix(".json")
-        self._job = {
-            "images": listing.digest(),
+        self._job = {  # in the order in which differences are told: causes first
+            **json.loads(json.dumps(settings)),
             "dimensions": dimensions,
             "dtype": dtype,
-            **json.loads(json.dumps(settings)),
+            "images": listing.digest(),
         }
         self._state = _State()
         self._rows: npt.NDArray[Any] | None = None

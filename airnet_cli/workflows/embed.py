@@ -8,7 +8,7 @@ from typing import Any
 
 from airnet_cli.core.checkpoint import library_versions
 from airnet_cli.core.data.manifest import load_prepared
-from airnet_cli.core.data.records import Split
+from airnet_cli.core.data.records import JUNK, Split
 from airnet_cli.core.data.sources import Sources, list_images, relative_to_folder
 from airnet_cli.core.gallery import DTypeName, GalleryWriter, Listing, images_of_stopped_job
 from airnet_cli.core.progress import Progress, silent
@@ -80,7 +80,7 @@ def embed(
     dtype: DTypeName,
     heads: Sequence[str] | None,
     flip: bool,
-    batch_size: int,
+    batch_size: int | None,
     workers: int,
     device: DeviceName,
     precision: PrecisionName,
@@ -94,8 +94,9 @@ def embed(
     `output`.
 
     Without `model` the newest finished run under `runs_root`; `on_model` hears which one before
-    the work starts. With `resume` a job that was stopped goes on, batch for batch as if it had
-    not been: the files that come out are the same.
+    the work starts. Without `batch_size` that of the preset's evaluation. With `resume` a job that
+    was stopped goes on, batch for batch as if it had not been: the files that come out are the
+    same.
 
     Raises:
         UsageError: `output` is no `.npy` path, or the network lacks one of `heads`.
@@ -117,9 +118,10 @@ def embed(
         precision=precision,
         heads=heads,
         flip=flip,
-        batch_size=batch_size,
         workers=workers,
     )
+    # As in `evaluate`: the last digits hang on it, and so do the ranks of near ties.
+    embedder.batch_size = batch_size or embedder.preset.evaluation.batch_size
     if precision == "bf16" and not has_native_bfloat16(embedder.device):
         noted(f"this {embedder.device.type} has no bfloat16 of its own; fp32 is faster here")
     stopped = images_of_stopped_job(output)
@@ -192,9 +194,9 @@ def _write_rows(
 
 
 def _prepared(data_root: Path, name: str, split: Split) -> Sources:
-    """The images of a prepared data set, with the columns that `evaluate` needs."""
+    """The images that `evaluate` ranks (so no junk), with the columns that it needs."""
     manifest = load_prepared(data_root, name)
-    records = manifest.split(split)  # sorted by path
+    records = [record for record in manifest.split(split) if record.person_id != JUNK]  # by path
     if not records:
         raise DataError(f"data set '{name}' has no {split} images; choose another --split")
     return Sources(

@@ -1,0 +1,97 @@
+"""`airnet embed`: a table or JSON on stdout, which model and what was skipped on stderr."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from airnet_cli.cli.app import app
+
+
+@pytest.fixture
+def shop(tmp_path: Path, untrained_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder as after a training run: `runs/` with one that is finished, `gallery/`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AIRNET_RUNS", raising=False)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / untrained_run.name).symlink_to(untrained_run)
+    (tmp_path / "gallery").mkdir()
+    for number in range(3):
+        Image.new("RGB", (20, 40), (80 * number, 90, 60)).save(f"gallery/{number}.jpg")
+    return tmp_path
+
+
+def airnet(words: str) -> Result:
+    return CliRunner().invoke(app, words.split())
+
+
+def test_straight_after_a_training_run(shop: Path, untrained_run: Path) -> None:
+    """The command of the README, word for word: newest run, said on stderr; table on stdout."""
+    result = airnet("embed ./gallery -o gallery.npy")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == f"embedding with the newest finished run: runs/{untrained_run.name}\n"
+    header, _, row = (line.split() for line in result.stdout.splitlines())
+    assert header[:6] == ["gallery", "images", "skipped", "dimensions", "type", "heads"]
+    assert header[6:] == ["images/s", "reading", "network", "writing"]
+    assert row[:5] == ["gallery.npy", "3", "0", "1,536", "float32"]
+    assert np.load("gallery.npy").shape == (3, 1536)
+    lines = ["path", *(f"gallery/{number}.jpg" for number in range(3))]
+    assert Path("gallery.csv").read_text().splitlines() == lines
+
+
+def test_every_option(shop: Path, untrained_run: Path) -> None:
+    """All of them together; JSON alone on stdout, skipped images on stderr and in the JSON."""
+    (shop / "gallery" / "1.jpg").write_bytes(b"<html>")
+    result = airnet(
+        f"embed gallery -o out/g.npy --checkpoint {untrained_run} --dtype float16 --heads I,A1 "
+        "--flip --batch-size 2 --workers 0 --precision fp32 --device cpu --on-bad-image skip "
+        "--resume --json"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == "skipped ../gallery/1.jpg: not an image\n"
+    shape = json.loads(result.stdout)
+    expected = {
+        "version": 1,
+        "gallery": "out/g.npy",
+        "rows": 2,
+        "dtype": "float16",
+        "heads": {"A1": [0, 512], "I": [512, 1024]},
+        "flip": True,
+        "skipped": [{"path": "../gallery/1.jpg", "reason": "not an image"}],
+    }
+    assert {key: shape[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("-o g.npy", 1, "error: what is to be embedded? give folders or images, or --data"),
+        ("gallery --data x --split query -o g.npy", 1, "error: what is to be embedded?"),
+        ("--data x -o g.npy", 1, "error: --data and --split go together"),
+        ("gallery --split query -o g.npy", 1, "error: --data and --split go together"),
+        ("gallery -o g.npy --heads A1,X", 1, "error: head X: this network has A1, A2, I"),
+        ("gallery -o g.csv", 1, "error: output 'g.csv' must end in .npy"),
+        ("gallery -o g.npy --runs-root none", 1, "error: there is no finished run under 'none'"),
+        ("gallery", 2, "Missing option '--output'"),
+    ],
+    ids=["nothing", "both", "no split", "no data", "head", "output", "no run", "no output"],
+)
+def test_what_can_not_be_done(shop: Path, words: str, code: int, message: str) -> None:
+    """One line on stderr, nothing on stdout, no files."""
+    result = airnet(f"embed {words}")
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert message in result.stderr
+    assert not Path("g.npy").exists()
+
+
+def test_a_long_list_of_skipped_images_is_cut(shop: Path) -> None:
+    """stderr stays readable; the file has them all."""
+    Path("list.txt").write_text("gallery/0.jpg\n" + "".join(f"{n}.jpg\n" for n in range(30)))
+    result = airnet("embed list.txt -o g.npy --on-bad-image skip --workers 0")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("skipped ") == 21
+    assert "all 30 that were skipped are listed in g.json" in result.stderr
+    assert len(json.loads(Path("g.json").read_text())["skipped"]) == 30
