@@ -262,12 +262,12 @@ border:4px solid var(--frame);border-radius:3px}
 .wrap img{display:block;width:132px;height:auto;border-radius:3px}
 .wrap figure>div{font-weight:600;font-size:.9rem;overflow-wrap:anywhere}
 figcaption{font-size:.85rem;font-variant-numeric:tabular-nums;margin-top:.2rem}
-small{display:block;font-size:.75rem;line-height:1.25;overflow-wrap:anywhere}
+small{display:block;font-size:.75rem;line-height:1.25;overflow-wrap:anywhere;white-space:pre-line}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.25rem .75rem .25rem 0;border-bottom:1px solid var(--line);
 vertical-align:top}
 td:last-child{overflow-wrap:anywhere;min-width:12rem}
-@media (max-width:480px){main{padding:.75rem}.wrap figure,.wrap img{width:96px}
+@media (max-width:480px){main{padding:.75rem}.wrap{gap:.4rem}.wrap figure,.wrap img{width:72px}
 .ranked,.figures{padding:.6rem}}
 """
