@@ -269,5 +269,6 @@ th,td{text-align:left;padding:.25rem .75rem .25rem 0;border-bottom:1px solid var
 vertical-align:top}
 td:last-child{overflow-wrap:anywhere;min-width:12rem}
 @media (max-width:480px){main{padding:.75rem}.wrap{gap:.4rem}.wrap figure,.wrap img{width:72px}
+.wrap figure>div{min-height:2.6rem;line-height:1.3;display:flex;align-items:flex-end}
 .ranked,.figures{padding:.6rem}}
 """
