@@ -136,3 +136,15 @@ def test_a_query_is_needed() -> None:
     """No query is bad usage."""
     result = CliRunner().invoke(app, ["match", "--gallery", "gallery.npy"])
     assert result.exit_code == 2
+
+
+def test_the_how_to_page_shows_this_shape(folder: Path) -> None:
+    """The JSON of the page has the keys that are printed, in their order."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "match.md"
+    shown = json.loads(page.read_text(encoding="utf-8").split("```json\n")[1].split("```")[0])
+    printed = json.loads(run("--json", "--threshold", "0.6").stdout)
+    assert list(shown) == list(printed)
+    assert list(shown["decision"]) == list(printed["decision"])
+    assert list(shown["queries"][0]) == list(printed["queries"][0])
+    first = shown["queries"][0]["matches"][0]
+    assert list(first) == list(printed["queries"][0]["matches"][0])

@@ -22,7 +22,8 @@ class Evaluated:
 
 
 def evaluate(model: Path, data_root: Path, *options: str) -> Evaluated:
-    words = ["evaluate", str(model), "--data-root", str(data_root), "--workers", "0", *options]
+    words = ["evaluate", str(model), "--data", "tiny", "--data-root", str(data_root)]
+    words += ["--workers", "0", *options]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     return Evaluated(model, result.stdout, result.stderr)
@@ -30,10 +31,10 @@ def evaluate(model: Path, data_root: Path, *options: str) -> Evaluated:
 
 @pytest.fixture(scope="module")
 def calibrated(
-    tiny_run: Path, tiny_data_root: Path, tmp_path_factory: pytest.TempPathFactory
+    untrained_run: Path, tiny_data_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Evaluated:
     """A run folder that was calibrated, and what people saw."""
-    run = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("calibrated") / "run"))
+    run = Path(shutil.copytree(untrained_run, tmp_path_factory.mktemp("calibrated") / "run"))
     return evaluate(run, tiny_data_root, "--calibrate")
 
 
@@ -44,7 +45,7 @@ def test_the_calibration_lies_beside_the_checkpoint(calibrated: Evaluated) -> No
     assert kept.fingerprint == model_fingerprint(calibrated.folder / "model.safetensors")
     assert (kept.data, kept.camera_filter, kept.flip) == ("tiny", True, False)
     assert list(kept.heads) == ["A1", "A2", "I"]
-    assert "calibration" not in json.loads((calibrated.folder / "scores.json").read_text())
+    assert "calibration" not in json.loads((calibrated.folder / "scores-tiny.json").read_text())
 
 
 def test_pairs_are_those_of_the_evaluation(calibrated: Evaluated, tiny_data_root: Path) -> None:
@@ -71,11 +72,11 @@ def test_people_see_thresholds(calibrated: Evaluated) -> None:
 
 
 def test_a_lone_checkpoint_has_its_own(
-    tiny_run: Path, tiny_data_root: Path, tmp_path: Path
+    untrained_run: Path, tiny_data_root: Path, tmp_path: Path
 ) -> None:
     """Outside of a run folder the file bears the checkpoint's name; programs get the same."""
     lone = tmp_path / "lone.safetensors"
-    shutil.copy(tiny_run / "model.safetensors", lone)
+    shutil.copy(untrained_run / "model.safetensors", lone)
     printed = json.loads(evaluate(lone, tiny_data_root, "--calibrate", "--json").stdout)
     kept = json.loads((tmp_path / "lone.calibration.json").read_text())
     assert printed["calibration"] == kept

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from airnet_cli.core.retrieval.calibration import (
 )
 from airnet_cli.core.retrieval.rerank import k_reciprocal_distances
 from airnet_cli.errors import AirnetError, CheckpointError, DataError, UsageError
+from airnet_cli.workflows.embed import embed
 from airnet_cli.workflows.match import Matching, match
 
 HEADS = {"A1": [0, 8], "A2": [8, 16], "I": [16, 24]}
@@ -455,50 +455,41 @@ def test_a_place_that_can_not_be_written(world: World) -> None:
 
 
 @pytest.fixture(scope="module")
-def embedded(tiny_run: Path, tiny_data_root: Path, tmp_path_factory) -> Path:
-    """The gallery of `tiny`, embedded by its run: heads A1 and I, flipped."""
-    from airnet_cli.workflows.embed import embed
-
-    output = tmp_path_factory.mktemp("embedded") / "gallery.npy"
+def embedded(untrained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gallery of six drawn images, by a network that was never trained: heads A1 and I, flip."""
+    folder = tmp_path_factory.mktemp("embedded")
+    random = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    for name in "abcdef":
+        blocks = Image.fromarray(random.integers(0, 256, (6, 3, 3), np.uint8))
+        blocks.resize((48, 96)).save(folder / "images" / f"{name}.png")
     embed(
-        inputs=(), data_name="tiny", split="gallery", data_root=tiny_data_root, output=output,
-        model=tiny_run, runs_root=tiny_run.parent, dtype="float32", heads=["A1", "I"], flip=True,
-        batch_size=16, workers=0, device="cpu", precision="fp32", on_bad_image="error",
-        resume=False, on_model=lambda _: None, noted=lambda _: None,
+        inputs=[folder / "images"], data_name=None, split=None, data_root=folder,
+        output=folder / "gallery.npy", model=untrained_run, runs_root=folder, dtype="float32",
+        heads=["A1", "I"], flip=True, batch_size=16, workers=0, device="cpu", precision="fp32",
+        on_bad_image="error", resume=False, on_model=lambda _: None, noted=lambda _: None,
     )  # fmt: skip
-    return output
+    return folder / "gallery.npy"
 
 
-def test_pictures_go_through_the_gallery_s_model(
-    embedded: Path, tiny_data_root: Path, tmp_path: Path
-) -> None:
-    """A file, a folder and its features give the same matches: heads and flip are the gallery's."""
-    images = sorted((tiny_data_root / "tiny" / "images" / "gallery").iterdir())[:3]
-    folder = tmp_path / "queries"
-    folder.mkdir()
-    for image in images:
-        shutil.copy(image, folder)
-    world = World(tmp_path / "unused")
-    settings = {"gallery": embedded, "runs_root": tmp_path, "k": 4}
+def test_pictures_go_through_the_gallery_s_model(embedded: Path, tmp_path: Path) -> None:
+    """A file and a folder give the matches of their rows in the gallery: heads and flip are its."""
+    images = sorted((embedded.parent / "images").iterdir())
+    world = World(tmp_path)
 
-    matching = world.match(images[2], folder, **settings)
+    matching = world.match(images[4], embedded.parent / "images", gallery=embedded, k=3)
 
-    assert [query.image for query in matching.queries] == [
-        images[2], *(folder / image.name for image in images)
-    ]  # fmt: skip
-    assert matching.queries[0].matches == matching.queries[3].matches
-    for query in matching.queries:
-        best = query.matches[0]
-        assert best.score == pytest.approx(1, abs=1e-5)
-    own = np.load(embedded)
-    record = json.loads(embedded.with_suffix(".json").read_text())
-    _, scores = obvious(own[:3], own, 4)
-    assert record["flip"] is True
-    np.testing.assert_allclose(found_scores(matching)[1:], scores, atol=1e-4)
+    assert [query.image for query in matching.queries] == [images[4], *images]
+    assert matching.queries[0] == matching.queries[5]
+    stored = np.load(embedded)
+    rows, scores = obvious(stored, stored, 3)
+    assert found_rows(matching)[1:] == rows
+    np.testing.assert_allclose(found_scores(matching)[1:], scores, atol=1e-5)
+    assert matching.heads == ("A1", "I")
 
 
 def test_a_picture_that_is_none(embedded: Path, tmp_path: Path) -> None:
     """The file is named."""
     (tmp_path / "q.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"q\.jpg' can't be read"):
-        World(tmp_path / "unused").match(tmp_path / "q.jpg", gallery=embedded, runs_root=tmp_path)
+        World(tmp_path).match(tmp_path / "q.jpg", gallery=embedded)
