@@ -20,7 +20,7 @@ from airnet_cli.config.presets import load_preset, preset_names
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = [*(PROJECT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"))]
-PAGES += sorted((PROJECT / "docs").glob("*.md"))
+PAGES += sorted((PROJECT / "docs").rglob("*.md"))
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 FORMATS = (PROJECT / "docs" / "formats.md").read_text(encoding="utf-8")
 PROGRAM = typer.main.get_command(app)
@@ -218,18 +218,20 @@ def test_the_file_tree_is_that_of_the_project():
 
 def test_the_library_example_runs(tiny_run, tmp_path, monkeypatch):
     """The Python of the README embeds an image with a trained network, as it stands there."""
+    import numpy as np
     from PIL import Image
 
     (tmp_path / "model.safetensors").symlink_to(tiny_run / "model.safetensors")
-    Image.new("RGB", (50, 120), "teal").save(tmp_path / "person.jpg")
+    for name, colour in (("person.jpg", "teal"), ("another.jpg", "maroon")):
+        Image.new("RGB", (50, 120), colour).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     (example,) = code_blocks(README, "python")
     exec(example, names)
-    network, embedding = names["network"], names["embedding"]
-    assert embedding.shape == (1, network.embedding_size)
-    assert embedding.isfinite().all()
-    assert embedding.abs().sum() > 0
+    embedder, embeddings = names["embedder"], names["embeddings"]
+    assert embeddings.shape == (2, embedder.dimensions)
+    assert np.isfinite(embeddings).all()
+    assert np.abs(embeddings).sum() > 0
 
 
 def documented(shape: str) -> object:
