@@ -76,7 +76,8 @@ def test_a_column_that_is_not_there():
 
 def test_nothing_left():
     """The error names the conditions and what the columns hold."""
-    with pytest.raises(DataError, match=r"camera_id>10; there is camera_id 1, 3, 03, 10, \(empty\)$"):
+    there = r"camera_id>10; there is camera_id 1, 3, 03, 10, \(empty\)$"
+    with pytest.raises(DataError, match=there):
         allowed_rows(COLUMNS, [parse_condition("camera_id>10")])
     many = {"n": tuple(map(str, range(20)))}
     with pytest.raises(DataError, match="there is n 0, 1, 2, 3, 4, 5, 6, 7 and 12 more"):
