@@ -352,7 +352,9 @@ def test_documented_summary_of_training(features):
     from airnet_cli.workflows.train import TrainedRun, summarize
 
     query, gallery = features
-    evaluation = evaluate_features(query=query, gallery=gallery, metric="cosine")
+    evaluation = evaluate_features(
+        query=query, gallery=gallery, metric="cosine", camera_filter=True
+    )
     shown = summarize((TrainedRun(Path("runs/demo"), evaluation, seconds=1.0),)).to_dict()
     scores = ".runs[].scores."
     without_scores = {key for key in keys(shown) if not key.startswith(scores)}
