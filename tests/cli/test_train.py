@@ -119,8 +119,8 @@ def test_real_images_from_a_table(tmp_path: Path, tiny_overrides: tuple[str, ...
     prepared = _airnet("prepare-data", "csv", VIPER, "--name", "viper", "--workers", 0, *data)
     assert prepared.exit_code == 0, prepared.stderr
     sets = [word for value in tiny_overrides for word in ("--set", value)]
-    sets += ["--set", "data.name=viper", "--set", "training.epochs=1"]
-    sets += ["--set", "training.identities_per_batch=16"]
+    sets += ["--set", "data.name=viper", "--set", "training.identities_per_batch=8"]
+    sets += ["--set", "training.epochs=4", "--set", "training.learning_rate_epochs=[3]"]
     runs = ("--runs-root", tmp_path / "runs")
     trained = _airnet("train", "-p", "demo", *sets, *data, *runs, "--json")
     assert trained.exit_code == 0, trained.stderr
