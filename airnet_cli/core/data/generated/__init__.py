@@ -12,12 +12,13 @@ has the others, passers-by whom nobody looks for (`person_id` 0) and bad crops (
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
 from airnet_cli.core.data.generated.camera import CAMERAS, photograph, photograph_junk
-from airnet_cli.core.data.generated.person import cached_population
+from airnet_cli.core.data.generated.person import population
 from airnet_cli.core.data.records import DISTRACTOR, JUNK, SPLITS, ImageRecord, Split
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError
@@ -66,6 +67,7 @@ def generate(
     """
     shots = _plan(seed, train_identities, test_identities)
     chunks = [shots[start : start + 32] for start in range(0, len(shots), 32)]
+    draw = partial(_draw, folder, seed, 1 + max(shot.figure for shot in shots))
     if processes is None:
         processes = 1 if len(shots) < _FEW else os.cpu_count() or 1
     done = 0
@@ -75,13 +77,12 @@ def generate(
         progress("drawing", 0, len(shots), "images")
         if processes == 1:
             for chunk in chunks:
-                done += _draw(folder, seed, chunk)
+                done += draw(chunk)
                 progress("drawing", done, len(shots), "images")
         else:
             # Spawned, not forked: the caller may have threads (torch), which a fork breaks.
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-                count = len(chunks)
-                for drawn in pool.map(_draw, [folder] * count, [seed] * count, chunks):
+                for drawn in pool.map(draw, chunks):
                     done += drawn
                     progress("drawing", done, len(shots), "images")
     except OSError as error:
@@ -148,9 +149,9 @@ def _plan(seed: int, train_identities: int, test_identities: int) -> list[_Shot]
     return train + query + extra + gallery
 
 
-def _draw(folder: Path, seed: int, shots: list[_Shot]) -> int:
-    """Draw and write these images; returns how many."""
-    people = cached_population(seed, max(shot.figure for shot in shots) + 1)
+def _draw(folder: Path, seed: int, people_count: int, shots: list[_Shot]) -> int:
+    """Draw and write these images of a data set with so many people; returns how many images."""
+    people = population(seed, people_count)  # made once in each process
     for shot in shots:
         rng = Random(f"{seed}/image/{shot.person_id}/{shot.camera_id}/{shot.shot}")
         take = photograph_junk if shot.person_id == JUNK else photograph

@@ -8,6 +8,7 @@ far away.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import eq
 from random import Random
 from typing import Literal
 
@@ -96,32 +97,34 @@ class Person:
     bag: Bag
     bag_colour: Colour
 
-    def likeness(self, other: "Person") -> int:
-        """Count how many of eight things that show from far away the two have in common."""
-        same = sum(
-            bool(getattr(self, name) == getattr(other, name))
-            for name in (
-                "upper_name",
-                "pattern",
-                "lower_name",
-                "lower_kind",
-                "bag",
-                "hair_style",
-                "hat",
-            )
+    def traits(self) -> tuple[object, ...]:
+        """The eight things that show from far away."""
+        return (
+            self.upper_name,
+            self.pattern,
+            self.lower_name,
+            self.lower_kind,
+            self.bag,
+            self.hair_style,
+            self.hat,
+            self.jacket is None,
         )
-        return same + ((self.jacket is None) == (other.jacket is None))
+
+    def likeness(self, other: "Person") -> int:
+        """Count how many of the eight traits the two have in common."""
+        return sum(map(eq, self.traits(), other.traits()))
 
 
+@lru_cache(maxsize=4)
 def population(seed: int, count: int) -> tuple[Person, ...]:
     """Make the first `count` people of the data set with this seed."""
     people: list[Person] = []
+    traits: list[tuple[object, ...]] = []
     for index in range(count):
-        people.append(_person_unlike(people, Random(f"{seed}/person/{index}")))
+        person = _person_unlike(traits, Random(f"{seed}/person/{index}"))
+        people.append(person)
+        traits.append(person.traits())
     return tuple(people)
-
-
-cached_population = lru_cache(maxsize=4)(population)
 
 
 def random_person(rng: Random) -> Person:
@@ -168,12 +171,13 @@ def random_person(rng: Random) -> Person:
     )
 
 
-def _person_unlike(people: list[Person], rng: Random) -> Person:
-    """Draw until somebody differs from all before; after many tries, take the least alike."""
+def _person_unlike(others: list[tuple[object, ...]], rng: Random) -> Person:
+    """Draw until somebody differs from all `others`; after many tries, take the least alike."""
     best, best_likeness = random_person(rng), 9
     for _ in range(60):
         person = random_person(rng)
-        likeness = max((person.likeness(other) for other in people), default=0)
+        traits = person.traits()
+        likeness = max((sum(map(eq, traits, other)) for other in others), default=0)
         if likeness < best_likeness:
             best, best_likeness = person, likeness
         if likeness <= 4:
