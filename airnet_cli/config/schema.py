@@ -85,6 +85,8 @@ class Training(Section):
     erasing: Erasing
     precision: PrecisionName
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    train_ids: Annotated[int, Field(ge=0)] = 0
+    """Train on so many of the data set's identities, drawn with the seed; 0: on all."""
     workers: Annotated[int, Field(ge=0)]
     """Processes that decode images; 0: this one does."""
 

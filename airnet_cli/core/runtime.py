@@ -1,7 +1,9 @@
 """Device, precision, seeds: what a process is told once, by explicit call, never on import."""
 
 import contextlib
+import ctypes
 import random
+import sys
 from typing import Literal
 
 import numpy as np
@@ -64,6 +66,24 @@ def has_native_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep the memory that it frees, for the next batch. Does nothing but on
+    Linux with glibc.
+
+    glibc gives large blocks back to the system and takes them anew, page by page, for every
+    layer's output: with the light backbone that is half of the time on a CPU (docs/log.md).
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+                mallopt(parameter, 2**31 - 1)
+
+
+_M_TRIM_THRESHOLD = -1  # malloc.h
+_M_MMAP_THRESHOLD = -3
 
 
 def seed_everything(seed: int) -> None:

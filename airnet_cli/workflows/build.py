@@ -8,6 +8,7 @@ from airnet_cli.config.presets import validate_preset
 from airnet_cli.config.schema import Preset
 from airnet_cli.core.checkpoint import Checkpoint, fill_network
 from airnet_cli.core.data.dataset import ImageDataset, TrainingLoader
+from airnet_cli.core.data.identities import split_identities
 from airnet_cli.core.data.manifest import Manifest
 from airnet_cli.core.data.sampler import IdentitySampler
 from airnet_cli.core.data.transforms import Augmentation
@@ -67,15 +68,15 @@ def build_trainer(
         DataError: fewer training identities than a batch needs.
     """
     training = preset.training
-    records = manifest.split("train")
+    identities = training_identities(preset, manifest)
+    label_of = {person_id: label for label, person_id in enumerate(identities)}
+    records = [record for record in manifest.split("train") if record.person_id in label_of]
     person_ids = [record.person_id for record in records]
-    identities = training_identities(manifest)
     if len(identities) < training.identities_per_batch:
         raise DataError(
-            f"data set '{manifest.name}' has {len(identities)} training identities; "
+            f"there are {len(identities)} identities of data set '{manifest.name}' to train on; "
             f"training.identities_per_batch = {training.identities_per_batch} needs as many"
         )
-    label_of = {person_id: label for label, person_id in enumerate(identities)}
     sampler = IdentitySampler(
         person_ids,
         identities_per_batch=training.identities_per_batch,
@@ -123,9 +124,18 @@ def build_trainer(
     return trainer, identities
 
 
-def training_identities(manifest: Manifest) -> tuple[int, ...]:
-    """The person_id of each class: sorted, so that labels are the same on every machine."""
-    return tuple(sorted({record.person_id for record in manifest.split("train")}))
+def training_identities(preset: Preset, manifest: Manifest) -> tuple[int, ...]:
+    """The person_id of each class that `preset` trains on.
+
+    Raises:
+        DataError: the data set has fewer identities than the preset asks for.
+    """
+    return split_identities(
+        (record.person_id for record in manifest.split("train")),
+        train_ids=preset.training.train_ids,
+        val_ids=0,
+        seed=preset.training.seed,
+    ).train
 
 
 def _channels_last(network: AirNet) -> AirNet:

@@ -25,7 +25,12 @@ from airnet_cli.core.data.transforms import image_tensor, read_image, upright_rg
 from airnet_cli.core.inference import EmbeddedBatch, embed_batches, embed_tensor
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
-from airnet_cli.core.runtime import DeviceName, PrecisionName, choose_device
+from airnet_cli.core.runtime import (
+    DeviceName,
+    PrecisionName,
+    choose_device,
+    keep_freed_memory,
+)
 from airnet_cli.errors import DataError, UsageError
 from airnet_cli.workflows.build import restore_network
 from airnet_cli.workflows.runs import find_model
@@ -121,6 +126,8 @@ class Embedder:
     ) -> "Embedder":
         """Read a run folder or a checkpoint file.
 
+        From then on this process keeps the memory that it frees (`runtime.keep_freed_memory`).
+
         Args:
             path: a run folder, or a `.safetensors` checkpoint.
             device: where to compute; `auto` takes a GPU where there is one.
@@ -136,6 +143,7 @@ class Embedder:
             UsageError: the network lacks one of `heads`.
             RuntimeSetupError: this machine lacks `device`.
         """
+        keep_freed_memory()
         file = find_model(Path(path), Path()).checkpoint
         checkpoint = read_checkpoint(file)
         network, preset = restore_network(checkpoint)

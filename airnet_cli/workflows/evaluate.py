@@ -26,7 +26,12 @@ from airnet_cli.core.retrieval.calibration import (
 )
 from airnet_cli.core.retrieval.features import read_features
 from airnet_cli.core.retrieval.metrics import RetrievalScores, evaluate_retrieval
-from airnet_cli.core.runtime import DeviceName, PrecisionName, choose_device
+from airnet_cli.core.runtime import (
+    DeviceName,
+    PrecisionName,
+    choose_device,
+    keep_freed_memory,
+)
 from airnet_cli.errors import DataError
 from airnet_cli.workflows.build import restore_network
 from airnet_cli.workflows.runs import SCORES, Model, find_model
@@ -98,6 +103,7 @@ def evaluate(
     """
     found = find_model(model, runs_root)
     on_model(found)
+    keep_freed_memory()
     checkpoint = read_checkpoint(found.checkpoint)
     network, preset = restore_network(checkpoint)
     manifest = load_prepared(data_root, data_name or preset.data.name)

@@ -26,6 +26,7 @@ from airnet_cli.core.runtime import (
     check_precision,
     choose_device,
     has_native_bfloat16,
+    keep_freed_memory,
     seed_everything,
 )
 from airnet_cli.core.training import EpochReport, Trainer
@@ -215,9 +216,12 @@ def _run(
     progress: Progress,
 ) -> TrainedRun:
     check_precision(preset.training.precision, device)
+    keep_freed_memory()
     manifest = load_prepared(data_root, preset.data.name)
     check_scorable(manifest)
-    network = build_network(preset, identities=len(training_identities(manifest))).to(device)
+    network = build_network(preset, identities=len(training_identities(preset, manifest))).to(
+        device
+    )
     trainer, identities = build_trainer(preset, network, manifest, device=device)
     run = folder()  # only now: a request that can't be carried out leaves no folder behind
     finished = 0

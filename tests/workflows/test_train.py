@@ -188,7 +188,9 @@ def test_runs_take_seeds_in_order_and_are_summarized(
         pytest.param(
             "training.precision=fp16", RuntimeSetupError, "needs a CUDA device", id="fp16"
         ),
-        pytest.param("training.identities_per_batch=9", DataError, "has 8 training", id="few ids"),
+        pytest.param(
+            "training.identities_per_batch=9", DataError, "are 8 identities", id="few ids"
+        ),
         pytest.param("model.init=no/such.pth", AirnetError, "do not exist", id="weights"),
     ],
 )
