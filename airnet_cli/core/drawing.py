@@ -25,7 +25,7 @@ from airnet_cli.errors import DataError
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-MatchState = Literal["right", "wrong", "ignored", "junk", "unknown", "same"]
+MatchState = Literal["right", "wrong", "ignored", "junk", "unknown", "same", "unjudged"]
 MATCH_STATES: tuple[MatchState, ...] = get_args(MatchState)
 FrameState = MatchState | Literal["query"]
 
@@ -37,6 +37,7 @@ COLOURS: dict[FrameState, str] = {
     "junk": "#7b5ea7",
     "unknown": "#b87a00",
     "same": "#009e73",
+    "unjudged": "#4a5a6a",
 }
 """Frame colours, RGB; the mark on a disc of the same colour is white."""
 
@@ -48,6 +49,7 @@ MEANINGS: dict[FrameState, str] = {
     "junk": "junk: not ranked",
     "unknown": "unknown",
     "same": "same person",
+    "unjudged": "no verdict",
 }
 """What the legend says."""
 
@@ -229,13 +231,21 @@ def draw_heat(
 
     The map is scaled by its own largest absolute value and enlarged bilinearly. Where it is 0 the
     picture is seen in grey, and the stronger it is the more colour covers it.
+
+    Position (i, j) is drawn where its receptive field has its middle: at i/h and j/w of the picture,
+    since every strided layer of these backbones starts at the border. (Grad-CAM code usually draws
+    it half a position further down and to the right, which is 8 pixels of the network's input.)
     """
     width, height = picture.size
     enlarge = max(1.0, HEAT_HEIGHT / height)
     size = (max(1, round(width * enlarge)), round(height * enlarge))
     strongest = float(np.abs(heat).max(initial=0.0))
     relative = heat / strongest if strongest > 0 else np.zeros_like(heat)
-    smooth = Image.fromarray(relative.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    rows, columns = heat.shape
+    beyond = np.pad(relative, ((0, 1), (0, 1)), mode="edge").astype(np.float32)
+    smooth = Image.fromarray(beyond).resize(
+        size, Image.Resampling.BILINEAR, box=(0.5, 0.5, columns + 0.5, rows + 0.5)
+    )
     strength = np.clip(np.asarray(smooth), -1, 1)[..., None]  # (H, W, 1)
     grey = picture.convert("L").convert("RGB").resize(size, Image.Resampling.BICUBIC)
     covered = np.abs(strength) * COVER
@@ -310,6 +320,8 @@ def draw_mark(state: FrameState, size_px: int) -> Image.Image:
             stroke((0.26, 0.61), (0.74, 0.61))
         case "unknown":
             draw.text((s / 2, s / 2), "?", fill="white", font=_font(s * 0.7), anchor="mm")
+        case "unjudged":
+            draw.ellipse((0.40 * s, 0.40 * s, 0.60 * s, 0.60 * s), fill="white")
         case "query":
             draw.ellipse((0.24 * s, 0.24 * s, 0.62 * s, 0.62 * s), outline="white", width=line)
             stroke((0.57, 0.57), (0.76, 0.76))

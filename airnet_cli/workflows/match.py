@@ -669,6 +669,8 @@ def _ranked_row(query: QueryMatches) -> RankedRow:
 
 
 def _state(verdict: Verdict | None) -> MatchState:
+    if verdict is None:
+        return "unjudged"
     return "same" if verdict == "same person" else "unknown"
 
 
@@ -689,7 +691,7 @@ def _in_words(matching: Matching) -> str:
     words += ", re-ranked by k-reciprocal neighbours. " if matching.reranked else ". "
     decision = matching.decision
     if decision is None:
-        return words + "Nothing says which scores mean the same person: all are unknown."
+        return words + "Nothing says which scores mean the same person: there is no verdict."
     words += f"From {decision.threshold:.4f} on it is called the same person"
     if decision.data is None:
         return words + "."

@@ -48,7 +48,7 @@ def page(tmp_path_factory) -> Path:
     colours = np.linspace(0, 255, 10).astype(int).tolist()
     matches = []
     Image.new("RGB", (64, 128), "teal").save(evil)
-    states = ["ignored", "right", "wrong", "junk", "right", "unknown", "same", "wrong"]
+    states = ["ignored", "right", "wrong", "junk", "right", "unknown", "same", "unjudged"]
     for index, (state, grey) in enumerate(zip(states, colours, strict=False)):
         path = folder / f"match{index}.png"
         Image.new("RGB", (64, 128), (grey, 90, 160)).save(path)

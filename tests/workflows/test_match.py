@@ -5,6 +5,7 @@ import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -372,6 +373,20 @@ def test_picture_and_page(world: World) -> None:
     assert "camera_id!=1" in text
     assert "From 0.9000 on it is called the same person" in text
     assert not list(world.folder.glob(".*part"))
+
+
+def test_page_in_a_browser(world: World, browser: Any) -> None:
+    """The page opens without a complaint, shows every picture, and a click opens a list."""
+    queries, page = world.write("q.npy", world.embeddings[:2]), world.folder / "out.html"
+    world.match(queries, page=page)
+    browser.open(page, width_px=800, height_px=600, scheme="light")
+    assert browser.complaints() == []
+    assert browser.run(
+        "return [...document.images].every(image => image.complete && image.naturalWidth > 0)"
+    )
+    assert "there is no verdict" in browser.run("return document.body.innerText")
+    browser.click("summary")
+    assert browser.run("return document.querySelectorAll('details[open]').length") == 1
 
 
 @pytest.mark.parametrize(
