@@ -232,9 +232,9 @@ def draw_heat(
     The map is scaled by its own largest absolute value and enlarged bilinearly. Where it is 0 the
     picture is seen in grey, and the stronger it is the more colour covers it.
 
-    Position (i, j) is drawn where its receptive field has its middle: at i/h and j/w of the picture,
-    since every strided layer of these backbones starts at the border. (Grad-CAM code usually draws
-    it half a position further down and to the right, which is 8 pixels of the network's input.)
+    Position (i, j) is drawn where its receptive field has its middle: at i/h and j/w of the
+    picture, since every strided layer of these backbones starts at the border. (Grad-CAM code
+    usually draws it half a position, 8 pixels of the network's input, further down and right.)
     """
     width, height = picture.size
     enlarge = max(1.0, HEAT_HEIGHT / height)
