@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,68 @@ def tiny_run(tiny_data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         listener=Listener(started=ignore, noted=ignore, epoch_finished=ignore, evaluated=ignore),
     )
     return trained.run
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Callable[..., Path]:
+    """Write the JSON files of a run by hand, under `runs` of the test's folder."""
+    from airnet_cli.config.presets import load_preset
+
+    def scores_of(mAP: float, rank1: float) -> dict[str, Any]:
+        return {
+            "mAP": mAP,
+            "mAP_trapezoid": mAP - 0.01,
+            "mINP": mAP / 2,
+            "cmc": {"1": rank1, "5": rank1 + 0.1, "10": rank1 + 0.15, "20": rank1 + 0.2},
+        }
+
+    def write(
+        name: str,
+        *overrides: str,
+        preset: str = "market1501",
+        seed: int = 1,
+        scores: tuple[float, float] | None = (0.5, 0.6),
+        epochs: int = 2,
+        protocol: dict[str, Any] | None = None,
+    ) -> Path:
+        """`scores`: mAP and rank-1, each head's a little lower; None: the run is unfinished."""
+        values = load_preset(preset, [*overrides, f"training.seed={seed}"])
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        record = {"version": 1, "preset": values.model_dump(mode="json")}
+        (run / "preset.json").write_text(json.dumps(record))
+        heads = ["A1"] if values.model.variant == "baseline" else ["A1", "A2", "I"]
+        lines: list[dict[str, Any]] = []
+        for epoch in range(1, epochs + 1):
+            terms = {"identity_loss": 3 / epoch, "triplet_loss": 0.2 / epoch}
+            each = [{"name": head, **terms, "active_triplets": 1 / epoch} for head in heads]
+            lines.append({"epoch": epoch, "epochs": epochs, "loss": 4 / epoch, "heads": each})
+        if scores is not None:
+            lines[-1:] = [line | {"scores": scores_of(*scores)} for line in lines[-1:]]
+            written = {
+                "version": 1,
+                **scores_of(*scores),
+                "heads": {
+                    head: scores_of(scores[0] - 0.01 * place, scores[1] - 0.02 * place)
+                    for place, head in enumerate(heads, start=1)
+                },
+                "protocol": {
+                    "data": {"name": values.data.name, "query_images": 3368},
+                    "ranked_gallery_images": 15913,
+                    "metric": "cosine",
+                    "camera_filter": True,
+                    "flip": False,
+                    "rerank": False,
+                    "selection": "last",
+                    "precision": "fp32",
+                    **(protocol or {}),
+                },
+            }
+            (run / "scores.json").write_text(json.dumps(written))
+        (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return run
+
+    return write
 
 
 class Browser:

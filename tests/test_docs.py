@@ -346,6 +346,34 @@ def test_documented_scores_of_features(features):
     assert keys(shown) == keys(documented("features"))
 
 
+def test_documented_comparison(write_run):
+    """`compare --json` prints the documented keys; those that are left out there are named."""
+    for variant in ("baseline", "airnet"):
+        write_run(variant, f"model.variant={variant}", "training.epochs=8")
+    stopped = write_run("stopped", scores=None)
+    shown = printed("compare", stopped.parent, "--json")
+    shown["tables"][0]["rows"].reverse()  # airnet, which has a row that it is held against
+    (table,) = shown["tables"]
+    expected = keys(documented("compare"))
+    row = ".tables[].rows[]"
+    found = {
+        key
+        for key in keys(shown)
+        if not key.startswith(f"{row}.settings.")
+        and (
+            key.startswith(f"{row}.paper")
+            or not re.search(r"trapezoid|mINP|\.rank|\.(A2|I)\b", key)
+        )
+    }
+    assert found == {key for key in expected if not key.startswith(f"{row}.settings.")}
+    assert set(documented("compare")["tables"][0]["rows"][0]["settings"]) <= set(
+        table["rows"][0]["settings"]
+    )
+    for name in ("mAP_trapezoid", "mINP", "rank1", "rank5", "rank10"):
+        assert f"`{name}`" in FORMATS.partition("<!-- shape: compare -->")[2]
+        assert table["rows"][0]["scores"][name].keys() == {"mean", "std"}
+
+
 def test_documented_summary_of_training(features):
     """`train --json` prints the documented keys (those of its scores have a test of their own)."""
     from airnet_cli.workflows.evaluate import evaluate_features

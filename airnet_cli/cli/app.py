@@ -13,6 +13,7 @@ import typer
 
 from airnet_cli import __version__
 from airnet_cli.cli import prepare_data
+from airnet_cli.cli.compare import compare
 from airnet_cli.cli.embed import embed
 from airnet_cli.cli.evaluate import evaluate
 from airnet_cli.cli.match import match
@@ -90,6 +91,7 @@ app.add_typer(_prepare_data, name="prepare-data")
 _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
+    "compare": compare,
     "embed": embed,
     "match": match,
     "visualize": visualize,

@@ -42,12 +42,32 @@ def print_table(
     )
     for index, column in enumerate(columns):
         cells = [row[index] for row in rows]
-        is_number = bool(cells) and all(_looks_like_number(cell) for cell in cells)
-        table.add_column(column, justify="right" if is_number else "left")
+        is_number = _is_number_column(cells)
+        # fold: a long word (a path, a key) goes on in the next line instead of being cut
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         # Text: a cell such as "[40, 70]" is no markup
         table.add_row(*(Text(_cell(cell)) for cell in row))
     _console(sys.stdout).print(table)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table for a Markdown document, numbers to the right.
+
+    >>> print(markdown_table(["", "mAP"], [["airnet", "67.7 ± 0.3"], ["a|b", "1.0"]]))
+    | | mAP |
+    |---|---:|
+    | airnet | 67.7 ± 0.3 |
+    | a\\|b | 1.0 |
+    """
+    aligned = [_is_number_column([row[i] for row in rows]) for i in range(len(columns))]
+    lines = [
+        list(columns),
+        *([_cell(cell).replace("|", "\\|") for cell in row] for row in rows),
+    ]
+    shown = ["|" + "|".join(f" {cell} " if cell else " " for cell in line) + "|" for line in lines]
+    rule = "|" + "|".join("---:" if is_number else "---" for is_number in aligned) + "|"
+    return "\n".join([shown[0], rule, *shown[1:]])
 
 
 def percent(fraction: float) -> str:
@@ -57,6 +77,15 @@ def percent(fraction: float) -> str:
     '89.3'
     """
     return f"{100 * fraction:.1f}"
+
+
+def signed_percent(fraction: float) -> str:
+    """A difference of fractions in percent points; its sign is always there.
+
+    >>> signed_percent(0.022), signed_percent(-0.0004), signed_percent(-0.13)
+    ('+2.2', '-0.0', '-13.0')
+    """
+    return f"{100 * fraction:+.1f}"
 
 
 def note(text: str) -> None:
@@ -137,9 +166,15 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def _is_number_column(cells: Sequence[object]) -> bool:
+    return bool(cells) and all(_looks_like_number(cell) for cell in cells)
+
+
 def _looks_like_number(value: object) -> bool:
+    # "67.7 ± 0.3 (2)": a mean with its deviation and how many it is of
+    mean = _cell(value).partition(" ±")[0].partition(" (")[0]
     try:
-        float(_cell(value).replace(",", ""))
+        float(mean.replace(",", ""))
     except ValueError:
         return value in ("", "-", None)
     return True

@@ -7,6 +7,7 @@ from typing import Any
 from airnet_cli.config.schema import Preset
 from airnet_cli.core.data.generated import TRAIN_IDENTITIES
 from airnet_cli.workflows.build import describe_network
+from airnet_cli.workflows.settings import flatten
 
 PUBLISHED_IDENTITIES = {
     "market1501": 751,
@@ -30,7 +31,7 @@ class DryRun:
 
     def settings(self) -> Iterator[tuple[str, object]]:
         """The preset flattened to dotted keys, as `--set` takes them."""
-        yield from _flatten("", self.preset.model_dump(mode="json"))
+        yield from flatten(self.preset).items()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON shape of `train --dry-run --json` (docs/formats.md)."""
@@ -60,11 +61,3 @@ def dry_run(preset: Preset) -> DryRun:
         parameters_without_classifiers=without,
         parameters_with_classifiers=None if classifiers is None else without + classifiers,
     )
-
-
-def _flatten(prefix: str, value: object) -> Iterator[tuple[str, object]]:
-    if not isinstance(value, dict):
-        yield prefix, value
-        return
-    for key, below in value.items():
-        yield from _flatten(f"{prefix}.{key}" if prefix else key, below)

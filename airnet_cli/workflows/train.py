@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from airnet_cli.core.runtime import (
     keep_freed_memory,
     seed_everything,
 )
+from airnet_cli.core.spread import Spread, spread
 from airnet_cli.core.training import EpochReport, Trainer
 from airnet_cli.errors import CheckpointError
 from airnet_cli.workflows.build import (
@@ -72,14 +72,6 @@ class TrainedRun:
     evaluation: Evaluation
     seconds: float
     """Of training alone, all epochs of this session."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation of a score over runs, fractions."""
-
-    mean: float
-    std: float
 
 
 def train(
@@ -194,16 +186,6 @@ def summarize(trained: tuple[TrainedRun, ...]) -> Summary:
         mAP=spread([run.evaluation.whole.mAP for run in trained]),
         rank1=spread([run.evaluation.whole.cmc_at(1) for run in trained]),
     )
-
-
-def spread(values: list[float]) -> Spread:
-    """Mean and sample standard deviation (0 for a single value), as the paper reports its three
-    runs.
-
-    >>> spread([0.25, 0.5, 0.75])
-    Spread(mean=0.5, std=0.25)
-    """
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
 
 
 def _run(
