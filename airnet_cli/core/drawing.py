@@ -231,21 +231,13 @@ def draw_heat(
 
     The map is scaled by its own largest absolute value and enlarged bilinearly. Where it is 0 the
     picture is seen in grey, and the stronger it is the more colour covers it.
-
-    Position (i, j) is drawn where its receptive field has its middle: at i/h and j/w of the
-    picture, since every strided layer of these backbones starts at the border. (Grad-CAM code
-    usually draws it half a position, 8 pixels of the network's input, further down and right.)
     """
     width, height = picture.size
     enlarge = max(1.0, HEAT_HEIGHT / height)
     size = (max(1, round(width * enlarge)), round(height * enlarge))
     strongest = float(np.abs(heat).max(initial=0.0))
     relative = heat / strongest if strongest > 0 else np.zeros_like(heat)
-    rows, columns = heat.shape
-    beyond = np.pad(relative, ((0, 1), (0, 1)), mode="edge").astype(np.float32)
-    smooth = Image.fromarray(beyond).resize(
-        size, Image.Resampling.BILINEAR, box=(0.5, 0.5, columns + 0.5, rows + 0.5)
-    )
+    smooth = Image.fromarray(relative.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
     strength = np.clip(np.asarray(smooth), -1, 1)[..., None]  # (H, W, 1)
     grey = picture.convert("L").convert("RGB").resize(size, Image.Resampling.BICUBIC)
     covered = np.abs(strength) * COVER
