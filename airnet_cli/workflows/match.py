@@ -30,7 +30,7 @@ from airnet_cli.core.retrieval.calibration import (
     read_calibration,
 )
 from airnet_cli.core.retrieval.conditions import allowed_rows, parse_condition
-from airnet_cli.core.retrieval.rerank import K1, k_reciprocal_distances
+from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
 from airnet_cli.core.retrieval.search import search
 from airnet_cli.core.runtime import DeviceName
 from airnet_cli.errors import CheckpointError, DataError, UsageError
@@ -46,6 +46,7 @@ DEFAULT_FAR = 1e-3
 
 RERANKED = 300
 """How many of a query's nearest rows are re-ranked among themselves."""
+RERANKING = Reranking()
 
 MOST_DRAWN = 64
 """More queries on one picture can't be looked at."""
@@ -204,10 +205,10 @@ def match(
     parts = _choose_parts(opened, heads)
     allowed = allowed_rows(opened.columns, conditions) if conditions else None
     rows_searched = len(opened.embeddings) if allowed is None else int(allowed.sum())
-    if rerank and rows_searched <= K1:
+    if rerank and rows_searched <= RERANKING.k1:
         raise UsageError(
-            f"--rerank looks at {K1} neighbours of each picture, and {rows_searched} rows are "
-            "searched; leave it out"
+            f"--rerank looks at {RERANKING.k1} neighbours of each picture, and {rows_searched} "
+            "rows are searched; leave it out"
         )
     given = _Queries(queries)
     _check_drawing(given, k, picture=picture, page=page)
@@ -288,8 +289,10 @@ def _find(
     distances = np.empty(found.rows.shape)
     for index, near in enumerate(found.rows):
         distances[index] = k_reciprocal_distances(
-            queries=queries[index : index + 1, columns],
-            gallery=np.asarray(gallery.embeddings[near], dtype=np.float32)[:, columns],
+            # Few rows: in float64, where equal rows are equally near.
+            queries=queries[index : index + 1, columns].astype(np.float64),
+            gallery=gallery.embeddings[near][:, columns].astype(np.float64),
+            reranking=RERANKING,
         )[0]
         progress("re-ranking", index + 1, len(distances), "queries")
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]  # ties: the higher cosine first

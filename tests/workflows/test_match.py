@@ -19,7 +19,7 @@ from airnet_cli.core.retrieval.calibration import (
     calibration_path,
     write_calibration,
 )
-from airnet_cli.core.retrieval.rerank import k_reciprocal_distances
+from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
 from airnet_cli.errors import AirnetError, CheckpointError, DataError, UsageError
 from airnet_cli.workflows.embed import embed
 from airnet_cli.workflows.match import Matching, match
@@ -212,7 +212,9 @@ def test_re_ranking_orders_by_neighbours(world: World) -> None:
     plain = world.match(world.features(queries), k=40)
     for query, by_cosine, vector in zip(matching.queries, plain.queries, queries, strict=True):
         cosine = {found.row: found.score for found in by_cosine.matches}
-        distances = k_reciprocal_distances(queries=vector[None], gallery=world.embeddings)[0]
+        distances = k_reciprocal_distances(
+            queries=vector[None], gallery=world.embeddings, reranking=Reranking()
+        )[0]
         expected = sorted(range(40), key=lambda row: (distances[row], -cosine[row]))[:7]
         assert [found.row for found in query.matches] == expected
         for found in query.matches:

@@ -8,7 +8,9 @@ Letters: Q queries, G gallery rows, D embedding size, K gallery rows kept (not j
 answers of a query.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +19,12 @@ from torch import Tensor
 from airnet_cli.core.data.records import DISTRACTOR, JUNK
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.retrieval.distance import Metric, nearness_blocks, squared_lengths
+from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_blocks
 from airnet_cli.errors import EvaluationError
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Nearness = npt.NDArray[np.floating[Any]]
 
 CMC_RANKS = (1, 5, 10, 20)
 """The ranks at which papers report CMC."""
@@ -64,6 +68,8 @@ class RetrievalScores:
     """(Q,) rank of each query's first right answer, from 1; NaN where it does not count."""
     num_matches: Integers
     """(Q,) n for each query; 0 where it does not count."""
+    match_ranks: tuple[Integers, ...]
+    """For each query the ranks (n,) of its right answers, from 1 and ascending."""
 
     def cmc_at(self, rank: int) -> float:
         """Return CMC at `rank` (from 1); beyond the rows kept it stays at its last value."""
@@ -82,6 +88,7 @@ def evaluate_retrieval(
     gallery_camera_ids: Integers,
     metric: Metric,
     camera_filter: bool = True,
+    reranking: Reranking | None = None,
     progress: Progress = silent,
     query_block: int | None = None,
 ) -> RetrievalScores:
@@ -98,6 +105,9 @@ def evaluate_retrieval(
     per block of queries and a pass over a query's row for each of its few right answers give exact
     ranks, and everything else follows from them in float64.
 
+    With `reranking` the gallery without junk is re-ranked first, among all queries (those that do
+    not count, too); the same protocol then holds for the new distances.
+
     Args:
         query_embeddings: (Q, D), floats; compared in float32.
         gallery_embeddings: (G, D), floats, on the same device; may be memory-mapped.
@@ -108,9 +118,10 @@ def evaluate_retrieval(
         metric: The distance.
         camera_filter: Whether images by the query's own camera are ignored; off only for data of
             one camera.
+        reranking: Rank by k-reciprocal neighbours, with these parameters; cosine only.
         progress: Told after each block of queries.
         query_block: Queries per matrix product; None picks as many as about 100 MB hold. For
-            speed and memory only.
+            speed and memory only; re-ranking has blocks of its own.
 
     Raises:
         EvaluationError: The sizes do not fit, a set is empty, a query is junk or a distractor,
@@ -119,6 +130,8 @@ def evaluate_retrieval(
     """
     if query_block is not None and query_block < 1:
         raise ValueError(f"query_block is at least 1, got {query_block}")
+    if reranking is not None and metric != "cosine":
+        raise ValueError(f"re-ranking is defined here for cosine, got {metric}")
     _check_sizes("query", query_embeddings, query_person_ids, query_camera_ids)
     _check_sizes("gallery", gallery_embeddings, gallery_person_ids, gallery_camera_ids)
     _check_pair(query_embeddings, gallery_embeddings, query_person_ids)
@@ -147,26 +160,26 @@ def evaluate_retrieval(
     squared_lengths(query_embeddings, rows=np.arange(num_queries), metric=metric, name="query")
 
     per_query = np.full((4, num_queries), np.nan)
-    progress("ranking", 0, len(counted), "queries")
-    for first, block in nearness_blocks(
-        query_embeddings=query_embeddings,
-        gallery_embeddings=gallery_embeddings,
-        query_rows=counted,
-        gallery_rows=kept,
-        metric=metric,
-        query_block=query_block,
-    ):
-        for query, nearness in zip(counted[first:], block.cpu().numpy(), strict=False):
-            matches, ignored = answers.of(*queries[query])
-            nearness[ignored] = -np.inf
-            ranks = match_ranks(nearness, matches)
-            per_query[:, query] = (
-                average_precision(ranks),
-                average_precision_trapezoid(ranks),
-                len(ranks) / ranks[-1],
-                ranks[0],
-            )
-        progress("ranking", first + len(block), len(counted), "queries")
+    found: list[Integers] = [np.empty(0, np.int64)] * num_queries
+    if reranking is None:
+        rows = _nearness_rows(
+            query_embeddings, gallery_embeddings, counted, kept, metric, query_block, progress
+        )
+    else:
+        rows = _reranked_rows(query_embeddings, gallery_embeddings, kept, reranking, progress)
+    for query, nearness in rows:
+        matches, ignored = answers.of(*queries[query])
+        if not len(matches):
+            continue
+        nearness[ignored] = -np.inf
+        ranks = match_ranks(nearness, matches)
+        found[query] = ranks
+        per_query[:, query] = (
+            average_precision(ranks),
+            average_precision_trapezoid(ranks),
+            len(ranks) / ranks[-1],
+            ranks[0],
+        )
 
     precisions, trapezoids, penalties, first_ranks = per_query
     hits = np.bincount(first_ranks[counted].astype(np.int64) - 1, minlength=len(kept))
@@ -186,7 +199,47 @@ def evaluate_retrieval(
         inverse_negative_penalties=penalties,
         first_match_ranks=first_ranks,
         num_matches=num_matches,
+        match_ranks=tuple(found),
     )
+
+
+def _nearness_rows(
+    queries: Tensor,
+    gallery: Tensor,
+    counted: Integers,
+    kept: Integers,
+    metric: Metric,
+    query_block: int | None,
+    progress: Progress,
+) -> Iterator[tuple[int, Nearness]]:
+    """Yield each query that counts, and how near each kept gallery row (K,) is to it."""
+    progress("ranking", 0, len(counted), "queries")
+    for first, block in nearness_blocks(
+        query_embeddings=queries,
+        gallery_embeddings=gallery,
+        query_rows=counted,
+        gallery_rows=kept,
+        metric=metric,
+        query_block=query_block,
+    ):
+        yield from zip(counted[first:].tolist(), block.cpu().numpy(), strict=False)
+        progress("ranking", first + len(block), len(counted), "queries")
+
+
+def _reranked_rows(
+    queries: Tensor, gallery: Tensor, kept: Integers, reranking: Reranking, progress: Progress
+) -> Iterator[tuple[int, Nearness]]:
+    """Yield each query, and how near each kept gallery row (K,) is to it after re-ranking."""
+    blocks = k_reciprocal_blocks(
+        queries=queries.detach().float().cpu().numpy(),
+        gallery=gallery.detach().cpu().numpy(),
+        gallery_rows=kept,
+        reranking=reranking,
+        progress=progress,
+    )
+    for first, distances in blocks:
+        np.negative(distances, out=distances)
+        yield from enumerate(distances, start=first)
 
 
 def average_precision(ranks: Integers) -> float:
@@ -225,7 +278,7 @@ def average_precision_trapezoid(ranks: Integers) -> float:
     return float((before + place / ranks).sum() / (2 * len(ranks)))
 
 
-def match_ranks(nearness: npt.NDArray[np.float32], matches: Integers) -> Integers:
+def match_ranks(nearness: Nearness, matches: Integers) -> Integers:
     """Return the ranks, from 1 and ascending, that `matches` have among all of `nearness`.
 
     >>> match_ranks(np.array([0.5, 0.9, 0.5, 0.1], dtype=np.float32), np.array([2]))

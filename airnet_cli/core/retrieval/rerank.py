@@ -1,94 +1,370 @@
 """Re-ranking by k-reciprocal neighbours (Zhong et al. 2017): pictures that find each other.
 
-Dense: a few N x N matrices, N = Q + G, so for hundreds of pictures (those nearest to a query), not
-for whole data sets.
+The procedure of the authors' code, sparse: a picture is described by weights on its few neighbours,
+so memory grows with N times the neighbours, never with N x N. Who is near whom takes half of one
+blocked matrix product of all pictures with each other (the other half is its mirror image).
 
-Letters: Q queries, G gallery rows, N all of them, D embedding size.
+Letters: Q queries, G gallery rows, N = Q + G pictures (queries first), D embedding size, K
+neighbours that are kept, B rows of a block, P pairs.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from airnet_cli.errors import DataError
+from airnet_cli.core.progress import Progress, silent
+from airnet_cli.errors import EvaluationError
 
-K1 = 20
-"""Neighbours that may be reciprocal (the paper's value)."""
-K2 = 6
-"""Neighbours that a picture is averaged with."""
-ORIGINAL_WEIGHT = 0.3
-"""Lambda: the share of the original distance in the final one."""
+BLOCK_BYTES = 96 * 2**20
+"""Of a block of cosines or of distances."""
 
+TABLE_CELLS = 2**21
+"""Of the table in which the neighbours of a block of pictures are looked up: a cache's size."""
+
+PIECE_BYTES = 2**20
+"""Of the rows that are gathered at a time for single products: a cache's size."""
+
+SPARE = 11
+"""Neighbours kept beyond those that the method looks at: most of the pairs whose cosine it needs
+later are then among them."""
+
+SHORTEST_SQUARED = 1e-30
+"""Squared length under which a vector's direction is lost in float32."""
+
+Matrix = npt.NDArray[np.floating[Any]]
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 
-def k_reciprocal_distances(
-    *,
-    queries: npt.NDArray[np.floating[Any]],
-    gallery: npt.NDArray[np.floating[Any]],
-    k1: int = K1,
-    k2: int = K2,
-    original_weight: float = ORIGINAL_WEIGHT,
-) -> Floats:
-    """Return distances (Q, G) that know about neighbours; 0 is nearest, 1 the farthest.
+@dataclass(frozen=True, slots=True)
+class Reranking:
+    """The method's parameters; the defaults are the published ones."""
 
-    As the paper's own code on features of length 1: the original distance is 2 - 2 cos, divided by
-    the largest of its row; among equal distances the lower index (queries first) is nearer.
+    k1: int = 20
+    """Neighbours that may be reciprocal, from 1."""
+    k2: int = 6
+    """Neighbours (a picture itself is the first) that a picture's description is averaged over."""
+    original_weight: float = 0.3
+    """Lambda: the share of the original distance in the final one, in 0-1."""
+
+    def __post_init__(self) -> None:
+        if self.k1 < 1 or self.k2 < 1 or not 0 <= self.original_weight <= 1:
+            raise ValueError(f"k1 and k2 are at least 1 and original_weight is in 0-1, got {self}")
+
+
+def k_reciprocal_distances(*, queries: Matrix, gallery: Matrix, reranking: Reranking) -> Floats:
+    """Return all distances (Q, G) of `k_reciprocal_blocks`: for problems whose matrix is small."""
+    blocks = k_reciprocal_blocks(queries=queries, gallery=gallery, reranking=reranking)
+    return np.concatenate([block.copy() for _, block in blocks])
+
+
+def k_reciprocal_blocks(
+    *,
+    queries: Matrix,
+    gallery: Matrix,
+    reranking: Reranking,
+    gallery_rows: Integers | None = None,
+    progress: Progress = silent,
+) -> Iterator[tuple[int, Floats]]:
+    """Yield (b, distances): those of queries b, b + 1, ... to the whole gallery, from 0 to 1.
+
+    As the authors' code (`zhunzhong07/person-re-ranking`, `re_ranking_ranklist.py`) does on
+    features of length 1: the original distance is 2 - 2 cos (squared Euclidean), divided by the
+    largest of its row. Differences: among equal distances the lower index (queries first) is
+    nearer, where it leaves that to the sort; and it holds several N x N matrices.
+
+    Cosines are computed in float32, or in float64 where both matrices are, and the rest in float64.
 
     Args:
         queries: (Q, D), floats of any length but 0.
-        gallery: (G, D), likewise; more than `k1` rows, or everybody is everybody's neighbour.
-        k1: neighbours that are looked at.
-        k2: neighbours (a picture itself is the first) whose sets are averaged.
-        original_weight: lambda, in 0-1.
+        gallery: (G, D), likewise. With `k1` rows or fewer everybody is everybody's neighbour, which
+            tells little, and is computed as published.
+        reranking: The parameters.
+        gallery_rows: The rows of `gallery` that are meant, ascending; None for all. The others
+            might as well not be there.
+        progress: Told after each block of pictures, then of queries.
+
+    Yields:
+        The number of queries before this block, and float64 (B, G), B smaller in the last block. It
+        may be changed freely, and is overwritten by the next block.
 
     Raises:
-        DataError: the gallery has too few rows.
+        EvaluationError: A row has no direction: zero, NaN or infinity.
     """
-    if len(gallery) <= k1:
-        raise DataError(
-            f"re-ranking looks at {k1} neighbours of each picture, and there are {len(gallery)} "
-            "rows to rank; leave re-ranking out"
+    if gallery_rows is None:
+        gallery_rows = np.arange(len(gallery))
+    num_queries, num_gallery = len(queries), len(gallery_rows)
+    features = _unit_rows(queries, gallery, gallery_rows)  # (N, D)
+    # One block's worth of what the end needs again is worth keeping.
+    is_kept = num_queries * num_gallery * features.itemsize <= BLOCK_BYTES
+    kept = np.empty((num_queries, num_gallery), features.dtype) if is_kept else None
+    near = _neighbours(features, reranking, kept, progress)
+    weights = _average(_encode(features, near, reranking), near, reranking.k2)
+    by_neighbour = weights.rows_from(num_queries).transposed()  # (N, G)
+
+    size = max(1, BLOCK_BYTES // (16 * num_gallery))
+    buffer = np.empty((min(size, num_queries), num_gallery))
+    for first in range(0, num_queries, size):
+        last = min(first + size, num_queries)
+        cosines = (
+            features[first:last] @ features[num_queries:].T if kept is None else kept[first:last]
         )
-    features = np.concatenate([queries, gallery]).astype(np.float64)
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    distances = np.maximum(2 - 2 * features @ features.T, 0)
-    np.fill_diagonal(distances, 0)
-    distances /= distances.max(axis=1, keepdims=True)
-    order = np.argsort(distances, axis=1, kind="stable")  # (N, N)
-
-    reciprocal = _reciprocal(order, k1)
-    half = _reciprocal(order, round(k1 / 2))
-    # A neighbour brings its own (half as many) neighbours, if over two thirds of them are shared.
-    shared = _count(reciprocal, half)  # (N, N): of half's row j, how many are in reciprocal's row i
-    brings = reciprocal & (shared > 2 / 3 * half.sum(axis=1))
-    expanded = reciprocal | (_count(brings, half.T) > 0)
-
-    weights = np.where(expanded, np.exp(-distances), 0)
-    weights /= weights.sum(axis=1, keepdims=True)
-    # Summed neighbour by neighbour: never an (N, k2, N) copy.
-    weights = sum((weights[order[:, place]] for place in range(k2)), np.zeros_like(weights)) / k2
-
-    num_queries = len(queries)
-    result = np.empty((num_queries, len(gallery)))
-    for query in range(num_queries):
-        common = np.minimum(weights[query], weights[num_queries:]).sum(axis=1)  # (G,)
-        jaccard = 1 - common / (2 - common)
-        original = distances[query, num_queries:]
-        result[query] = (1 - original_weight) * jaccard + original_weight * original
-    return result
+        distances = buffer[: last - first]
+        for row, query in enumerate(range(first, last)):  # row by row: each stays in the cache
+            common = _common(weights, by_neighbour, query)  # (G,)
+            # Jaccard: 1 - common / (2 - common), since both descriptions add up to 1.
+            distances[row] = 1 - np.minimum(cosines[row], 1)
+            distances[row] *= reranking.original_weight / near.largest[query]
+            distances[row] += (1 - reranking.original_weight) * (1 - common / (2 - common))
+        progress("re-ranking", last, num_queries, "queries")
+        yield first, distances
 
 
-def _reciprocal(order: npt.NDArray[np.intp], k: int) -> Flags:
-    """Who is among the k nearest of each other (N, N); a picture is its own nearest."""
-    is_near = np.zeros(order.shape, np.bool_)
-    np.put_along_axis(is_near, order[:, : k + 1], True, axis=1)
-    return is_near & is_near.T
+@dataclass(frozen=True, slots=True, eq=False)
+class _Neighbours:
+    """The nearest pictures of each, itself among them."""
+
+    rows: npt.NDArray[np.int32]
+    """(N, K), the nearest first; of equally near ones the lower first."""
+    distances: Floats
+    """(N, K) 1 - cos, divided by `largest`."""
+    largest: Floats
+    """(N,) the largest 1 - cos of each picture; 1 where all are 0."""
 
 
-def _count(left: Flags, right: Flags) -> npt.NDArray[np.float32]:
-    """How many members each row of `left` has in common with each row of `right`."""
-    counts: npt.NDArray[np.float32] = left.astype(np.float32) @ right.astype(np.float32).T
-    return counts
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sparse:
+    """A matrix by its cells that are not zero, row after row (CSR)."""
+
+    starts: Integers
+    """(rows + 1,) where each row's cells begin, and where the last one's end."""
+    columns: npt.NDArray[np.int32]
+    """(cells,) rising within a row."""
+    values: Floats
+    """(cells,)"""
+    num_columns: int
+
+    def cells_of(self, rows: npt.NDArray[np.integer[Any]]) -> tuple[Integers, Integers]:
+        """Return the places of the cells of `rows`, one row after the other, and their numbers."""
+        begin = self.starts[rows]
+        counts = self.starts[1:][rows] - begin
+        ends = counts.cumsum()
+        return np.arange(ends[-1]) + np.repeat(begin - ends + counts, counts), counts
+
+    def rows_from(self, first: int) -> "_Sparse":
+        """Return the matrix without the rows before `first`."""
+        begin = self.starts[first]
+        return _Sparse(
+            self.starts[first:] - begin,
+            self.columns[begin:],
+            self.values[begin:],
+            self.num_columns,
+        )
+
+    def transposed(self) -> "_Sparse":
+        """Return the matrix with its columns as rows: who has this cell?"""
+        num_rows = len(self.starts) - 1
+        rows = np.repeat(np.arange(num_rows, dtype=np.int32), np.diff(self.starts))
+        order = np.argsort(self.columns, kind="stable")
+        starts = np.zeros(self.num_columns + 1, np.int64)
+        np.cumsum(np.bincount(self.columns, minlength=self.num_columns), out=starts[1:])
+        return _Sparse(starts, rows[order], self.values[order], num_rows)
+
+
+def _unit_rows(queries: Matrix, gallery: Matrix, gallery_rows: Integers) -> Matrix:
+    """Both matrices, one under the other, each row of length 1; one copy."""
+    kind = np.float64 if queries.dtype == gallery.dtype == np.float64 else np.float32
+    features = np.empty((len(queries) + len(gallery_rows), queries.shape[1]), kind)
+    features[: len(queries)] = queries
+    if kind == gallery.dtype:
+        # "clip": rows are in range, and "raise" would buffer the whole result.
+        np.take(gallery, gallery_rows, axis=0, out=features[len(queries) :], mode="clip")
+    else:
+        features[len(queries) :] = gallery[gallery_rows]
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = np.einsum("nd,nd->n", features, features)
+    for row in np.flatnonzero(~(np.isfinite(squared) & (squared >= SHORTEST_SQUARED)))[:1]:
+        name = f"query embeddings: row {row}"
+        if row >= len(queries):
+            name = f"gallery embeddings: row {gallery_rows[row - len(queries)]}"
+        raise EvaluationError(
+            f"{name} has no direction (zero, NaN, infinity or values too large for float32), which "
+            "re-ranking needs; compute the embeddings again, or leave that row out"
+        )
+    features /= np.sqrt(squared)[:, None]
+    return features
+
+
+def _neighbours(
+    features: Matrix, reranking: Reranking, kept: Matrix | None, progress: Progress
+) -> _Neighbours:
+    """Find the K nearest of each picture; fills `kept` (Q, G), if there is one, with cosines."""
+    total = len(features)
+    looked_at = max(reranking.k1 + 1, reranking.k2)
+    k = min(total, looked_at + SPARE)
+    # (N, K) so far; a row has as many as it was compared with, then -inf.
+    best = torch.full((total, k), -torch.inf, dtype=torch.from_numpy(features[:0]).dtype)
+    rows = torch.zeros((total, k), dtype=torch.int32)
+    lowest = np.full(total, np.inf, features.dtype)
+    size = max(1, min(total // 8 + 1, BLOCK_BYTES // (features.itemsize * total)))
+    buffer = np.empty(size * total, features.dtype)
+    progress("comparing", 0, total, "pictures")
+    for first in range(0, total, size):
+        last = min(first + size, total)
+        shape = (last - first, total - first)
+        cosines = buffer[: shape[0] * shape[1]].reshape(shape)  # rows x this one and all later
+        # NumPy's product: on processors that torch's is not made for it takes two thirds the time.
+        np.matmul(features[first:last], features[first:].T, out=cosines)
+        lowest[first:last] = np.minimum(lowest[first:last], cosines.min(axis=1))
+        lowest[last:] = np.minimum(lowest[last:], cosines[:, last - first :].min(axis=0))
+        if kept is not None and first < len(kept):
+            queries = min(last, len(kept)) - first
+            kept[first : first + queries] = cosines[:queries, len(kept) - first :]
+        np.fill_diagonal(cosines, 2)  # oneself is never lost
+        block = torch.from_numpy(cosines)
+        _merge(best, rows, slice(first, last), block, first)
+        _merge(best, rows, slice(last, total), block[:, last - first :].T, first)
+        progress("comparing", last, total, "pictures")
+    nearest = np.minimum(best.numpy(), 1)  # rounding errors beyond 1 belong to 1
+    order = np.lexsort((rows.numpy(), -nearest))
+    largest = 1 - lowest.astype(np.float64)
+    largest[largest <= 0] = 1
+    return _Neighbours(
+        rows=np.take_along_axis(rows.numpy(), order, axis=1),
+        distances=(1 - np.take_along_axis(nearest, order, axis=1).astype(np.float64))
+        / largest[:, None],
+        largest=largest,
+    )
+
+
+def _merge(
+    best: torch.Tensor, rows: torch.Tensor, held: slice, cosines: torch.Tensor, first: int
+) -> None:
+    """Keep the best K of what `held` rows have and of `cosines` with pictures from `first` on."""
+    k = best.shape[1]
+    if not len(cosines):
+        return
+    values, places = cosines.topk(min(k, cosines.shape[1]), dim=1, sorted=False)
+    values = torch.cat([best[held], values], dim=1)
+    places = torch.cat([rows[held], places.to(torch.int32) + first], dim=1)
+    best[held], chosen = values.topk(k, dim=1, sorted=False)
+    rows[held] = places.gather(1, chosen)
+
+
+def _encode(features: Matrix, near: _Neighbours, reranking: Reranking) -> _Sparse:
+    """Describe each picture by weights (N, N) on its reciprocal neighbours, and theirs."""
+    total, k = near.rows.shape
+    whole = near.rows[:, : reranking.k1 + 1]
+    half = near.rows[:, : round(reranking.k1 / 2) + 1]
+    is_mutual, is_half_mutual = _mutual(whole), _mutual(half)
+    num_half = is_half_mutual.sum(axis=1)
+    size = max(1, TABLE_CELLS // total)
+    # Which place each picture has among the neighbours of a block's rows; k where it has none.
+    table = np.full((size, total), k, np.int16)
+    # A last column for those without a place, which is nobody's.
+    own = np.zeros((size, k + 1), np.bool_)
+    cells, weights, counts = [], [], []
+    for first in range(0, total, size):
+        last = min(first + size, total)
+        block = np.arange(last - first)[:, None]
+        listed = near.rows[first:last]  # (B, K)
+        table[block, listed] = np.arange(k, dtype=np.int16)
+        own[: last - first, : whole.shape[1]] = is_mutual[first:last]
+
+        # A neighbour brings its own (half as many) neighbours, if over two thirds are shared.
+        row, place = np.nonzero(is_mutual[first:last])  # (P,) each
+        neighbour = whole[first:last][row, place]
+        offered, is_offered = half[neighbour], is_half_mutual[neighbour]  # (P, half)
+        known = own[row[:, None], table[row[:, None], offered]]
+        shared = (known & is_offered).sum(axis=1)
+        brings = shared > 2 / 3 * num_half[neighbour]
+        is_new = is_offered[brings] & ~known[brings]
+        new = (row[brings, None] * total + offered[brings])[is_new]
+        pairs = np.unique(np.concatenate([row * total + neighbour, new]))  # (P,) row, then column
+        row, column = np.divmod(pairs, total)
+
+        place = table[row, column].astype(np.int64)
+        is_listed = place < k
+        distances = np.empty(len(pairs))
+        distances[is_listed] = near.distances[first:last][row[is_listed], place[is_listed]]
+        rest = ~is_listed
+        cosines = _products(features, first + row[rest], column[rest])
+        distances[rest] = (1 - np.minimum(cosines, 1)) / near.largest[first:last][row[rest]]
+        values = np.exp(-distances)
+        sums = np.bincount(row, weights=values, minlength=last - first)
+        cells.append(column.astype(np.int32))
+        weights.append(values / sums[row])
+        counts.append(np.bincount(row, minlength=last - first))
+        table[block, listed] = k
+    return _Sparse(
+        _starts(counts), np.concatenate(cells), np.concatenate(weights), num_columns=total
+    )
+
+
+def _mutual(rows: npt.NDArray[np.int32]) -> Flags:
+    """Which of the neighbours (N, k) of a picture have it among theirs."""
+    flags = np.empty(rows.shape, np.bool_)
+    size = max(1, TABLE_CELLS // rows.shape[1] ** 2)
+    for first in range(0, len(rows), size):
+        part = rows[first : first + size]
+        oneself = np.arange(first, first + len(part), dtype=np.int32)[:, None, None]
+        flags[first : first + size] = (rows[part] == oneself).any(axis=2)
+    return flags
+
+
+def _products(features: Matrix, left: Integers, right: Integers) -> Floats:
+    """The products (P,) of pairs of rows."""
+    products = np.empty(len(left))
+    size = max(1, PIECE_BYTES // (features.itemsize * features.shape[1]))
+    for begin in range(0, len(left), size):
+        piece = slice(begin, begin + size)
+        products[piece] = np.einsum("nd,nd->n", features[left[piece]], features[right[piece]])
+    return products
+
+
+def _average(weights: _Sparse, near: _Neighbours, k2: int) -> _Sparse:
+    """The mean of the weights (N, N) of each picture's `k2` nearest, itself among them."""
+    total = weights.num_columns
+    nearest = near.rows[:, :k2]
+    k2 = nearest.shape[1]
+    size = max(1, TABLE_CELLS // max(1, k2 * len(weights.columns) // total))
+    cells, values, counts = [], [], []
+    for first in range(0, total, size):
+        rows = nearest[first : first + size]  # (B, k2)
+        places, lengths = weights.cells_of(rows.ravel())
+        row = np.repeat(np.repeat(np.arange(len(rows)), k2), lengths)
+        keys = row * total + weights.columns[places]
+        order = keys.argsort()
+        keys = keys[order]
+        begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+        row, column = np.divmod(keys[begins], total)
+        cells.append(column.astype(np.int32))
+        values.append(np.add.reduceat(weights.values[places[order]], begins) / k2)
+        counts.append(np.bincount(row, minlength=len(rows)))
+    return _Sparse(
+        _starts(counts), np.concatenate(cells), np.concatenate(values), num_columns=total
+    )
+
+
+def _common(weights: _Sparse, by_neighbour: _Sparse, query: int) -> Floats:
+    """How much a query's description shares with each gallery row's (G,): the sum of the minima.
+
+    Only gallery rows that stand in the list of one of the query's neighbours are looked at.
+    """
+    cells = slice(weights.starts[query], weights.starts[query + 1])
+    places, lengths = by_neighbour.cells_of(weights.columns[cells])
+    minima = np.minimum(np.repeat(weights.values[cells], lengths), by_neighbour.values[places])
+    common: Floats = np.bincount(
+        by_neighbour.columns[places], weights=minima, minlength=by_neighbour.num_columns
+    )  # type: ignore[assignment]  # of floats where there are weights
+    return common
+
+
+def _starts(counts: list[npt.NDArray[np.intp]]) -> Integers:
+    """Where rows begin that have so many cells, and where the last one ends."""
+    return np.concatenate([[0], np.concatenate(counts).cumsum()])

@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 
 from airnet_cli.core.data.records import JUNK
-from airnet_cli.core.retrieval.rerank import k_reciprocal_distances
-from airnet_cli.errors import DataError
+from airnet_cli.core.retrieval import rerank
+from airnet_cli.core.retrieval.rerank import (
+    Reranking,
+    k_reciprocal_blocks,
+    k_reciprocal_distances,
+)
+from airnet_cli.errors import EvaluationError
 
 
 def reference(queries, gallery, *, k1, k2, original_weight):
@@ -54,28 +59,48 @@ def people(seed, queries, gallery, size=6, count=5):
     )
 
 
-@pytest.mark.parametrize(
-    ("k1", "k2", "original_weight"),
-    [(20, 6, 0.3), (7, 3, 0.3), (4, 1, 0.5), (5, 2, 0.0), (6, 6, 1.0)],
-)
+SETTINGS = [(20, 6, 0.3), (7, 3, 0.3), (4, 1, 0.5), (5, 2, 0.0), (6, 6, 1.0), (2, 9, 0.3)]
+
+
+@pytest.mark.parametrize(("k1", "k2", "original_weight"), SETTINGS)
 @pytest.mark.parametrize("queries", [1, 3])
 @pytest.mark.parametrize("seed", range(2))
 def test_equals_the_sets_of_the_paper(seed, queries, k1, k2, original_weight):
     """Distances are those of the method written out with Python's sets."""
     settings = {"k1": k1, "k2": k2, "original_weight": original_weight}
     given = people(seed, queries, 40)
-    ours = k_reciprocal_distances(queries=given[0], gallery=given[1], **settings)
-    np.testing.assert_allclose(ours, reference(*given, **settings), atol=1e-9)
+    ours = k_reciprocal_distances(
+        queries=given[0], gallery=given[1], reranking=Reranking(**settings)
+    )
+    np.testing.assert_allclose(ours, reference(*given, **settings), atol=1e-12)
 
 
-@pytest.mark.parametrize("case", ["p2_clean", "p3_junk", "p4_nomatch"])
+@pytest.mark.parametrize("size", [1, 7, 64, 2**20])
+def test_blocks_are_for_speed_and_memory_only(monkeypatch, size):
+    """Blocks of one picture, or of all, give the same distances, however few neighbours are kept
+    for later."""
+    given = people(5, 12, 90, count=9)
+    expected = reference(*given, k1=6, k2=3, original_weight=0.3)
+    monkeypatch.setattr(rerank, "BLOCK_BYTES", size * 102 * 8)
+    monkeypatch.setattr(rerank, "TABLE_CELLS", size * 102)
+    monkeypatch.setattr(rerank, "PIECE_BYTES", size)
+    monkeypatch.setattr(rerank, "SPARE", size % 5)
+    ours = k_reciprocal_distances(
+        queries=given[0], gallery=given[1], reranking=Reranking(k1=6, k2=3)
+    )
+    np.testing.assert_allclose(ours, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["p1_tiny", "p2_clean", "p3_junk", "p4_nomatch", "p6_market"])
 def test_equals_public_code(golden_dir, case):
     """On the golden cases the entries are those of the authors' code on features of length 1."""
     folder = golden_dir / "cases" / case
-    kept = np.load(folder / "labels.npz")["gallery_ids"] != JUNK
     ours = k_reciprocal_distances(
         queries=np.load(folder / "query_features.npy"),
-        gallery=np.load(folder / "gallery_features.npy")[kept],
+        gallery=np.load(folder / "gallery_features.npy")[
+            np.load(folder / "labels.npz")["gallery_ids"] != JUNK
+        ],
+        reranking=Reranking(),
     )
     with np.load(folder / "expected.npz") as arrays:
         expected = arrays["rerank/zhong_ranklist_f64/euclidean_l2norm"]
@@ -83,16 +108,76 @@ def test_equals_public_code(golden_dir, case):
     np.testing.assert_allclose(sampled, expected, atol=1e-6)
 
 
+def test_rows_that_are_not_meant_might_as_well_not_be_there():
+    """`gallery_rows` gives what the gallery without the others gives."""
+    queries, gallery = people(3, 4, 60)
+    rows = np.arange(0, 60, 2)
+    blocks = k_reciprocal_blocks(
+        queries=queries, gallery=gallery, gallery_rows=rows, reranking=Reranking(k1=5)
+    )
+    expected = k_reciprocal_distances(
+        queries=queries, gallery=gallery[rows], reranking=Reranking(k1=5)
+    )
+    np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), expected)
+
+
+def test_float32_is_near_float64():
+    """The product in float32 costs less than a millionth."""
+    given = people(4, 10, 200, size=64, count=20)
+    single, double = (
+        k_reciprocal_distances(
+            queries=given[0].astype(kind), gallery=given[1].astype(kind), reranking=Reranking()
+        )
+        for kind in (np.float32, np.float64)
+    )
+    np.testing.assert_allclose(single, double, atol=1e-6)
+
+
+def test_a_picture_that_is_there_twice():
+    """Equal pictures are equally far from everybody, and at no distance where all are equal."""
+    queries, gallery = people(6, 2, 50)
+    gallery[30] = gallery[7]
+    distances = k_reciprocal_distances(
+        queries=queries, gallery=gallery, reranking=Reranking(k1=8, k2=1)
+    )
+    np.testing.assert_allclose(distances[:, 30], distances[:, 7], atol=1e-12)
+    same = k_reciprocal_distances(
+        queries=np.ones((1, 4)), gallery=np.ones((30, 4)), reranking=Reranking(original_weight=1)
+    )
+    np.testing.assert_allclose(same, 0, atol=1e-12)
+
+
 def test_inputs_are_left_as_they_are():
     """Neither matrix is changed."""
     given = people(0, 2, 30)
     before = [matrix.copy() for matrix in given]
-    k_reciprocal_distances(queries=given[0], gallery=given[1])
+    k_reciprocal_distances(queries=given[0], gallery=given[1], reranking=Reranking())
     assert all((now == then).all() for now, then in zip(given, before, strict=True))
 
 
-def test_a_gallery_that_is_too_small():
-    """Where everybody is everybody's neighbour, neighbours tell nothing."""
-    given = people(0, 1, 20)
-    with pytest.raises(DataError, match="20 neighbours of each picture, and there are 20 rows"):
-        k_reciprocal_distances(queries=given[0], gallery=given[1])
+@pytest.mark.parametrize("value", [0, np.nan, np.inf], ids=["zero", "NaN", "infinity"])
+@pytest.mark.parametrize(
+    ("at", "named"), [(1, "query embeddings: row 1"), (2 + 7, "gallery embeddings: row 14")]
+)
+def test_a_row_without_direction(value, at, named):
+    """The message names the row as it is numbered in its own matrix."""
+    queries, gallery = people(0, 2, 30)
+    if at < 2:
+        queries[at] = value
+    else:
+        gallery[2 * (at - 2)] = value
+    blocks = k_reciprocal_blocks(
+        queries=queries,
+        gallery=gallery,
+        gallery_rows=np.arange(0, 30, 2),
+        reranking=Reranking(k1=3),
+    )
+    with pytest.raises(EvaluationError, match=f"{named} has no direction"):
+        next(blocks)
+
+
+@pytest.mark.parametrize("changes", [{"k1": 0}, {"k2": 0}, {"original_weight": 1.5}])
+def test_parameters_that_mean_nothing(changes):
+    """They are refused where they are made."""
+    with pytest.raises(ValueError, match="at least 1 and original_weight is in 0-1"):
+        Reranking(**changes)
