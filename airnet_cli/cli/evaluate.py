@@ -18,6 +18,8 @@ from airnet_cli.cli.output import note, percent, print_json, print_table, progre
 from airnet_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airnet_cli.core.retrieval.calibration import Calibration
     from airnet_cli.core.retrieval.metrics import RetrievalScores
     from airnet_cli.workflows.evaluate import Evaluation
@@ -67,6 +69,29 @@ def evaluate(
     workers: Annotated[
         int, typer.Option("--workers", min=0, help="Decode images in so many processes.")
     ] = 1,
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            "--heads", metavar="A1,A2,I", help="Score these heads together, instead of all."
+        ),
+    ] = None,
+    flip: Annotated[
+        bool,
+        typer.Option("--flip", help="Embed each image as the mean of picture and mirror image."),
+    ] = False,
+    rerank: Annotated[
+        bool,
+        typer.Option("--rerank", help="Rank by k-reciprocal neighbours (k1 20, k2 6, lambda 0.3)."),
+    ] = False,
+    per_query: Annotated[
+        Path | None,
+        typer.Option(
+            "--per-query",
+            metavar="FILE.csv",
+            dir_okay=False,
+            help="Write what each query found: APs and the ranks of its right answers.",
+        ),
+    ] = None,
     no_camera_filter: Annotated[
         bool,
         typer.Option(
@@ -95,6 +120,8 @@ def evaluate(
         raise UsageError("--metric is for --query and --gallery; runs are compared by cosine")
     if query is not None and calibrate:
         raise UsageError("--calibrate is for a run or checkpoint, beside which the result is kept")
+    if query is not None and (flip or heads is not None):
+        raise UsageError("--flip and --heads are for a run: features are scored as they are")
     from airnet_cli.workflows import evaluate as workflow
 
     with progress_bars() as progress:
@@ -104,6 +131,8 @@ def evaluate(
                 gallery=gallery,
                 metric=metric,
                 camera_filter=not no_camera_filter,
+                rerank=rerank,
+                per_query=per_query,
                 progress=progress,
             )
         else:
@@ -118,6 +147,10 @@ def evaluate(
                 workers=workers,
                 camera_filter=not no_camera_filter,
                 on_model=_say_which,
+                heads=None if heads is None else [name.strip() for name in heads.split(",")],
+                flip=flip,
+                rerank=rerank,
+                per_query=per_query,
                 with_calibration=calibrate,
                 progress=progress,
             )
@@ -134,16 +167,28 @@ def _say_which(model: "Model") -> None:
 
 def _show(evaluation: "Evaluation") -> None:
     heads = evaluation.heads if len(evaluation.heads) > 1 else {}
-    rows = [_row("whole embedding", evaluation.whole)]
+    protocol = evaluation.protocol
+    is_whole = protocol.get("heads") == protocol.get("network_heads")
+    rows = [_row("whole embedding" if is_whole else _name(protocol["heads"]), evaluation.whole)]
     rows += [_row(f"head {name} alone", scores) for name, scores in heads.items()]
     columns = ["", "mAP", "mAP_trapezoid", "mINP", "rank-1", "rank-5", "rank-10", "rank-20"]
     print_table(columns, rows)
     whole = evaluation.whole
-    if not evaluation.protocol["camera_filter"]:
+    if protocol["rerank"]:
+        parameters = "k1 {k1}, k2 {k2}, lambda {original_weight:g}".format(**protocol["rerank"])
+        note(f"re-ranked by k-reciprocal neighbours ({parameters})")
+    if protocol["flip"]:
+        note("each image embedded as the mean of picture and mirror image")
+    trained_on = protocol.get("training", {}).get("data")
+    if trained_on is not None and trained_on != protocol["data"]["name"]:
+        note(f"across data sets: trained on {trained_on}, scored on {protocol['data']['name']}")
+    if not protocol["camera_filter"]:
         note("images of the query's own camera counted too: not the data sets' protocol")
     note(f"{whole.queries_counted:,} of {whole.queries_total:,} queries counted{_why_not(whole)}")
     if evaluation.scores_path is not None:
         note(f"scores written to {evaluation.scores_path}")
+    if evaluation.per_query_path is not None:
+        note(f"single queries written to {evaluation.per_query_path}")
     if evaluation.calibration is not None:
         _show_calibration(evaluation.calibration)
         note(f"calibration written to {evaluation.calibration_path}")
@@ -166,6 +211,10 @@ def _show_calibration(calibration: "Calibration") -> None:
             f"{meaning.equal_error_threshold:.4f}; {meaning.same_person_pairs:,} pairs of one "
             f"person, {meaning.different_person_pairs:,} of two"
         )
+
+
+def _name(heads: "Sequence[str]") -> str:
+    return f"head{'s' if len(heads) > 1 else ''} {' + '.join(heads)}"
 
 
 def _row(label: str, scores: "RetrievalScores") -> tuple[str, ...]:

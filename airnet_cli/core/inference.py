@@ -113,10 +113,12 @@ def embed_images(
     device: torch.device,
     precision: PrecisionName,
     normalize_heads: bool,
+    heads: Sequence[str] | None = None,
+    flip: bool = False,
     stage: str = "embedding",
     progress: Progress = silent,
 ) -> Tensor:
-    """The embeddings of the images `paths` as one (N, D) float32 tensor.
+    """The embeddings of the images `paths` as one (N, D) float32 tensor; see `embed_tensor`.
 
     Raises:
         DataError: an image can't be read.
@@ -125,10 +127,21 @@ def embed_images(
 
     def embed(images: Tensor) -> Tensor:
         return embed_tensor(
-            network, images, device=device, precision=precision, normalize_heads=normalize_heads
+            network,
+            images,
+            device=device,
+            precision=precision,
+            normalize_heads=normalize_heads,
+            heads=heads,
+            flip=flip,
         )
 
-    embeddings = torch.empty(len(paths), network.embedding_size)
+    width = sum(
+        part.stop - part.start
+        for name, part in network.head_slices.items()
+        if heads is None or name in heads
+    )
+    embeddings = torch.empty(len(paths), width)
     row = 0
     for batch in embed_batches(
         embed,

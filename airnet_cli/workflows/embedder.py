@@ -101,7 +101,7 @@ class Embedder:
         self.preset = preset
         self.checkpoint = checkpoint
         self.fingerprint = fingerprint
-        self.heads = _choose_heads(network.head_slices, heads)
+        self.heads = choose_heads(network.head_slices, heads)
         self.dimensions = sum(part.stop - part.start for part in self.heads.values())
         self.height_px = checkpoint.height_px
         self.width_px = checkpoint.width_px
@@ -277,7 +277,7 @@ class Embedder:
                 )
 
 
-def _choose_heads(there: Mapping[str, slice], chosen: Sequence[str] | None) -> dict[str, slice]:
+def choose_heads(there: Mapping[str, slice], chosen: Sequence[str] | None) -> dict[str, slice]:
     """The slices of the chosen heads, in the network's order, when only those are kept."""
     if chosen is not None:
         unknown = [name for name in chosen if name not in there]

@@ -1,17 +1,24 @@
 """Scores of runs and of features that other tools computed."""
 
+import csv
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from airnet_cli.core.checkpoint import read_checkpoint
-from airnet_cli.core.data.manifest import load_prepared
+from airnet_cli.core.checkpoint import model_fingerprint, read_checkpoint
+from airnet_cli.core.data.generated import generate
+from airnet_cli.core.data.manifest import load_prepared, manifest_path, write_manifest
+from airnet_cli.core.data.records import JUNK
+from airnet_cli.core.data.transforms import read_image
 from airnet_cli.core.inference import embed_images
-from airnet_cli.errors import DataError
+from airnet_cli.core.retrieval.metrics import RetrievalScores, evaluate_retrieval
+from airnet_cli.core.retrieval.rerank import Reranking
+from airnet_cli.errors import DataError, UsageError
 from airnet_cli.workflows.build import restore_network
 from airnet_cli.workflows.evaluate import Evaluation, evaluate, evaluate_features
 
@@ -113,6 +120,152 @@ def test_without_the_camera_filter_the_record_says_so(run: Path, tiny_data_root:
     assert loose.whole.num_matches.sum() > strict.whole.num_matches.sum()
 
 
+@dataclass
+class Embedded:
+    """Query and gallery of `tiny`, embedded by hand."""
+
+    queries: torch.Tensor
+    gallery: torch.Tensor
+    slices: dict[str, slice]
+    labels: dict[str, np.ndarray]
+
+    def score(self, columns: list[int], **settings: object) -> RetrievalScores:
+        return evaluate_retrieval(
+            query_embeddings=self.queries[:, columns],
+            gallery_embeddings=self.gallery[:, columns],
+            metric="cosine",
+            **self.labels,  # type: ignore[arg-type]
+            **settings,  # type: ignore[arg-type]
+        )
+
+    def columns(self, *heads: str) -> list[int]:
+        return [i for head in heads for i in range(*self.slices[head].indices(10**6))]
+
+
+def _embed_by_hand(run: Path, data_root: Path, *, mirrored: bool) -> Embedded:
+    network, preset = restore_network(read_checkpoint(run / "model.safetensors"))
+    network.eval()
+    manifest = load_prepared(data_root, "tiny")
+    size = {"height_px": preset.data.height_px, "width_px": preset.data.width_px}
+    parts = []
+    labels = {}
+    for split in ("query", "gallery"):
+        records = [each for each in manifest.split(split) if each.person_id != JUNK]
+        images = torch.stack(
+            [read_image(manifest.root / record.path, **size) for record in records]
+        )
+        with torch.no_grad():
+            vectors = network.embed(images)
+            if mirrored:
+                vectors = (vectors + network.embed(images.flip(3))) / 2
+        parts.append(vectors)
+        labels[f"{split}_person_ids"] = np.array([record.person_id for record in records])
+        labels[f"{split}_camera_ids"] = np.array([record.camera_id for record in records])
+    return Embedded(*parts, network.head_slices, labels)
+
+
+def test_flip_is_the_mean_of_picture_and_mirror_image(run: Path, tiny_data_root: Path) -> None:
+    """Scores are those of averaged embeddings, and lie in a file of their own."""
+    usual = (run / "scores.json").read_bytes()
+    found = _evaluate(run, tiny_data_root, flip=True)
+    by_hand = _embed_by_hand(run, tiny_data_root, mirrored=True)
+    plain = _embed_by_hand(run, tiny_data_root, mirrored=False)
+    everything = by_hand.columns("A1", "A2", "I")
+    assert found.whole.mAP == pytest.approx(by_hand.score(everything).mAP, abs=1e-3)
+    assert found.whole.mAP != plain.score(everything).mAP
+    assert found.protocol["flip"] is True
+    assert found.scores_path == run / "scores.flip.json"
+    assert (run / "scores.json").read_bytes() == usual
+
+
+@pytest.mark.parametrize(
+    "heads", [("A1",), ("A1", "I"), ("I", "A1")], ids=["one", "two", "in another order"]
+)
+def test_chosen_heads_are_the_whole(
+    run: Path, tiny_data_root: Path, heads: tuple[str, ...]
+) -> None:
+    """Their concatenation is scored, and each of them alone."""
+    found = _evaluate(run, tiny_data_root, heads=heads)
+    by_hand = _embed_by_hand(run, tiny_data_root, mirrored=False)
+    columns = by_hand.columns(*sorted(heads))
+    assert found.whole.mAP == pytest.approx(by_hand.score(columns).mAP, abs=1e-3)
+    assert list(found.heads) == found.protocol["heads"] == sorted(heads)
+    assert found.protocol["embedding_size"] == len(columns)
+    assert found.scores_path == run / f"scores.{'+'.join(sorted(heads))}.json"
+
+
+@pytest.mark.parametrize("heads", [["A3"], []], ids=["unknown", "none"])
+def test_heads_that_are_not_there(run: Path, tiny_data_root: Path, heads: list[str]) -> None:
+    """The message names those that are."""
+    with pytest.raises(UsageError, match="this network has A1, A2, I"):
+        _evaluate(run, tiny_data_root, heads=heads)
+
+
+def test_a_calibration_is_of_all_heads(run: Path, tiny_data_root: Path) -> None:
+    """`match` reads it for the whole embedding."""
+    with pytest.raises(UsageError, match="leave the choice of heads out"):
+        _evaluate(run, tiny_data_root, heads=["A1"], with_calibration=True)
+
+
+def test_re_ranking_a_run(run: Path, tiny_data_root: Path) -> None:
+    """The whole and each head are re-ranked; the record has the parameters."""
+    found = _evaluate(run, tiny_data_root, rerank=True)
+    by_hand = _embed_by_hand(run, tiny_data_root, mirrored=False)
+    for name, scores in found.heads.items():
+        expected = by_hand.score(by_hand.columns(name), reranking=Reranking())
+        assert scores.mAP == pytest.approx(expected.mAP, abs=5e-3)
+    assert found.protocol["rerank"] == {"k1": 20, "k2": 6, "original_weight": 0.3}
+    assert found.scores_path == run / "scores.rerank.json"
+
+
+def test_single_queries_as_a_table(run: Path, tiny_data_root: Path, tmp_path: Path) -> None:
+    """A line per query, from which all scores can be computed again."""
+    table = tmp_path / "new" / "queries.csv"
+    found = _evaluate(run, tiny_data_root, per_query=table)
+    assert found.per_query_path == table
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    records = load_prepared(tiny_data_root, "tiny").split("query")
+    assert [(row["path"], int(row["person_id"]), int(row["camera_id"])) for row in rows] == [
+        (record.path, record.person_id, record.camera_id) for record in records
+    ]
+    counted = [row for row in rows if row["num_matches"] != "0"]
+    assert np.mean([float(row["AP"]) for row in counted]) == pytest.approx(found.whole.mAP)
+    for row in counted:
+        ranks = [int(rank) for rank in row["match_ranks"].split()]
+        assert len(ranks) == int(row["num_matches"])
+        assert ranks[0] == int(row["first_match_rank"])
+        assert len(ranks) / ranks[-1] == float(row["INP"])
+
+
+def test_another_data_set(run: Path, tiny_data_root: Path, tmp_path: Path) -> None:
+    """Across data sets: scored where it was not trained, in a file that names the data set."""
+    usual = (run / "scores.json").read_bytes()
+    images = tmp_path / "data" / "other" / "images"
+    records = generate(images, seed=9, train_identities=2, test_identities=3, processes=1)
+    path = manifest_path(tmp_path / "data", "other")
+    write_manifest(path, name="other", root=images, records=records, split_rule="drawn for tests")
+    found = _evaluate(run, tmp_path / "data", data_name="other")
+    assert found.scores_path == run / "scores-other.json"
+    assert (run / "scores.json").read_bytes() == usual
+    assert found.protocol["data"]["name"] == "other"
+    assert found.protocol["training"]["data"] == "tiny"
+    assert found.whole.queries_total == sum(record.split == "query" for record in records)
+
+
+def test_the_protocol_of_the_record(run: Path, tiny_data_root: Path) -> None:
+    """What one must know to compare the numbers: counts, file, selection, how it was embedded."""
+    protocol = _evaluate(run, tiny_data_root, batch_size=7).protocol
+    gallery = load_prepared(tiny_data_root, "tiny").split("gallery")
+    assert protocol["data"]["distractor_images"] == sum(each.person_id == 0 for each in gallery)
+    assert protocol["fingerprint"] == model_fingerprint(run / "model.safetensors")
+    assert protocol["selection"] == "last"
+    assert protocol["training"]["seed"] == 1
+    assert (protocol["batch_size"], protocol["precision"]) == (7, "fp32")
+    assert protocol["heads"] == protocol["network_heads"] == ["A1", "A2", "I"]
+    trained = json.loads((run / "scores.json").read_text())["protocol"]
+    assert trained["data"]["sha256"] == protocol["data"]["sha256"]
+
+
 def test_data_that_was_never_prepared(run: Path, tiny_data_root: Path) -> None:
     """`--data` names what is there instead."""
     with pytest.raises(DataError, match="prepared there: tiny"):
@@ -157,3 +310,45 @@ def test_features_from_files_score_as_the_reference(
     assert found["mINP"] == pytest.approx(expected["mINP"], abs=1e-6)
     assert found["cmc"] == pytest.approx(expected["cmc"], abs=1e-6)
     assert found["queries"]["counted"] == expected["n_valid"]
+
+
+def test_features_from_files_are_re_ranked(golden_dir: Path, tmp_path: Path) -> None:
+    """`--rerank` gives the scores of the authors' code; `--per-query` names no unknown paths."""
+    folder = golden_dir / "cases" / "p4_nomatch"
+    labels = np.load(folder / "labels.npz")
+    features = {
+        name: _write_features(
+            tmp_path / f"{name}.npy",
+            np.load(folder / f"{name}_features.npy"),
+            labels[f"{name}_ids"],
+            labels[f"{name}_cams"],
+        )
+        for name in ("query", "gallery")
+    }
+    table = tmp_path / "queries.csv"
+    found = evaluate_features(
+        **features, metric="cosine", camera_filter=True, rerank=True, per_query=table
+    )
+    variants = json.loads((folder / "expected.json").read_text())["rerank"]
+    expected = variants["zhong_ranklist_f64/euclidean_l2norm"]
+    assert found.whole.mAP == pytest.approx(expected["mAP"], abs=1e-6)
+    assert found.protocol["rerank"] == {"k1": 20, "k2": 6, "original_weight": 0.3}
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert len(rows) == len(labels["query_ids"])
+    assert {row["path"] for row in rows} == {""}
+    empty = [row for row in rows if row["num_matches"] == "0"]
+    assert len(empty) == len(rows) - expected["n_valid"] > 0
+    assert {row["AP"] + row["INP"] + row["first_match_rank"] + row["match_ranks"]
+            for row in empty} == {""}  # fmt: skip
+
+
+def test_re_ranking_is_by_cosine(tmp_path: Path) -> None:
+    """Two options that contradict each other."""
+    with pytest.raises(UsageError, match="by cosine, not euclidean"):
+        evaluate_features(
+            query=tmp_path / "q.npy",
+            gallery=tmp_path / "g.npy",
+            metric="euclidean",
+            camera_filter=True,
+            rerank=True,
+        )

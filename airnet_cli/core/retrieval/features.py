@@ -1,8 +1,8 @@
 """Features that any tool computed: a NumPy matrix and a table that says what its rows show.
 
 `Q.npy` holds N x D floats; `Q.csv` has a header and N rows, with the columns `person_id` and
-`camera_id` (others, such as `path`, are allowed and not read). Nothing is unpickled, and the matrix
-stays on disk: it is mapped into memory.
+`camera_id`; `path` is read where it is there, and others are allowed. Nothing is unpickled, and the
+matrix stays on disk: it is mapped into memory.
 """
 
 import csv
@@ -18,6 +18,7 @@ from torch import Tensor
 from airnet_cli.errors import DataError
 
 LABEL_COLUMNS = ("person_id", "camera_id")
+PATH_COLUMN = "path"
 NAMED_COLUMNS = " and ".join(LABEL_COLUMNS)
 
 CHECK_ROWS = 4096
@@ -34,6 +35,8 @@ class LabelledFeatures:
     """(N,)"""
     camera_ids: npt.NDArray[np.int64]
     """(N,)"""
+    paths: tuple[str, ...] | None
+    """Of N images, as they stand in the table; None where it has no such column."""
 
 
 def read_features(path: Path) -> LabelledFeatures:
@@ -45,14 +48,17 @@ def read_features(path: Path) -> LabelledFeatures:
     """
     embeddings = _read_matrix(path)
     table = path.with_suffix(".csv")
-    labels = _read_labels(table, beside=path)  # (N, 2)
+    labels, paths = _read_labels(table, beside=path)  # (N, 2)
     if len(labels) != len(embeddings):
         raise DataError(
             f"{table} has {len(labels)} rows under its header and {path} has {len(embeddings)}; "
             "there must be one row of the table for each row of the matrix, in the same order"
         )
     return LabelledFeatures(
-        embeddings=embeddings, person_ids=labels[:, 0].copy(), camera_ids=labels[:, 1].copy()
+        embeddings=embeddings,
+        person_ids=labels[:, 0].copy(),
+        camera_ids=labels[:, 1].copy(),
+        paths=paths,
     )
 
 
@@ -88,7 +94,9 @@ def _read_matrix(path: Path) -> Tensor:
     return embeddings
 
 
-def _read_labels(table: Path, *, beside: Path) -> npt.NDArray[np.int64]:
+def _read_labels(
+    table: Path, *, beside: Path
+) -> tuple[npt.NDArray[np.int64], tuple[str, ...] | None]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, strict=True)
@@ -98,7 +106,12 @@ def _read_labels(table: Path, *, beside: Path) -> npt.NDArray[np.int64]:
                     f"{table} has no column {' and no column '.join(missing)}; "
                     f"its first line must name the columns, {NAMED_COLUMNS} among them"
                 )
-            labels = [_labels_of(row, f"{table}, line {reader.line_num}") for row in reader]
+            paths: list[str] | None = [] if PATH_COLUMN in (reader.fieldnames or ()) else None
+            labels = []
+            for row in reader:
+                labels.append(_labels_of(row, f"{table}, line {reader.line_num}"))
+                if paths is not None:
+                    paths.append(row[PATH_COLUMN] or "")
     except FileNotFoundError:
         raise DataError(
             f"there is no {table} beside {beside}; write one with the columns {NAMED_COLUMNS}, "
@@ -109,7 +122,8 @@ def _read_labels(table: Path, *, beside: Path) -> npt.NDArray[np.int64]:
             f"{table} can't be read as a table ({_one_line(error)}); "
             "write it as UTF-8 text with commas"
         ) from None
-    return np.array(labels, dtype=np.int64).reshape(-1, len(LABEL_COLUMNS))
+    found = np.array(labels, dtype=np.int64).reshape(-1, len(LABEL_COLUMNS))
+    return found, None if paths is None else tuple(paths)
 
 
 def _labels_of(row: dict[str | None, str | None], place: str) -> list[int]:

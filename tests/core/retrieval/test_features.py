@@ -53,6 +53,8 @@ def test_reads_tables_as_people_write_them(tmp_path, table):
     features = read_features(write(tmp_path, table=table))
     assert features.person_ids.tolist() == [1, 2, -1]
     assert features.camera_ids.tolist() == [1, 1, 2]
+    has_paths = "path" in str(table)
+    assert features.paths == (("a,b.jpg", "c.jpg", "d.jpg") if has_paths else None)
 
 
 def saved(matrix) -> bytes:
