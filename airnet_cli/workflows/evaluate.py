@@ -20,7 +20,6 @@ from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.retrieval.calibration import (
     Calibration,
-    ScoreCalibration,
     calibrate,
     calibration_path,
     write_calibration,
@@ -369,19 +368,17 @@ def score_network(
     if not with_calibration or fingerprint is None:
         return evaluation
 
-    def measure(part: slice) -> ScoreCalibration:
-        return calibrate(
-            query_embeddings=query_embeddings[:, part],
-            gallery_embeddings=gallery_embeddings[:, part],
-            query_person_ids=query_person_ids,
-            query_camera_ids=query_camera_ids,
-            gallery_person_ids=gallery_person_ids,
-            gallery_camera_ids=gallery_camera_ids,
-            camera_filter=camera_filter,
-            progress=progress,
-        )
-
-    meaning = measure(slice(None))
+    meaning, meanings = calibrate(
+        query_embeddings=query_embeddings,
+        gallery_embeddings=gallery_embeddings,
+        query_person_ids=query_person_ids,
+        query_camera_ids=query_camera_ids,
+        gallery_person_ids=gallery_person_ids,
+        gallery_camera_ids=gallery_camera_ids,
+        heads=slices,
+        camera_filter=camera_filter,
+        progress=progress,
+    )
     calibration = Calibration(
         fingerprint=fingerprint,
         data=manifest.name,
@@ -390,9 +387,7 @@ def score_network(
         normalize_heads=preset.evaluation.normalize_heads,
         flip=flip,
         whole=meaning,
-        heads={
-            name: meaning if len(slices) == 1 else measure(part) for name, part in slices.items()
-        },
+        heads=meanings,
     )
     return replace(evaluation, calibration=calibration)
 

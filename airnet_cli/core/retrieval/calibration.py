@@ -25,7 +25,7 @@ from torch import Tensor
 from airnet_cli.core.data.records import DISTRACTOR, JUNK
 from airnet_cli.core.files import write_json
 from airnet_cli.core.progress import Progress, silent
-from airnet_cli.core.retrieval.distance import nearness_blocks
+from airnet_cli.core.retrieval.distance import BLOCK_BYTES, product, squared_lengths
 from airnet_cli.errors import CheckpointError, EvaluationError
 
 FORMAT = "airnet-calibration"
@@ -43,7 +43,10 @@ NAMED_RATES = (1e-2, 1e-3, 1e-4)
 """The rates that are shown to people."""
 
 COUNTED_AT_ONCE = 2**22
-"""Pairs."""
+"""Pairs: many beside the grid, whose counts are added up each time."""
+
+CONVERTED_AT_ONCE = 2**16
+"""Pairs that stay in a cache while they become grid points."""
 
 Integers = npt.NDArray[np.int64]
 
@@ -114,14 +117,18 @@ def calibrate(
     query_camera_ids: Integers,
     gallery_person_ids: Integers,
     gallery_camera_ids: Integers,
+    heads: Mapping[str, slice],
     camera_filter: bool = True,
     progress: Progress = silent,
     query_block: int | None = None,
-) -> ScoreCalibration:
-    """Count the scores of all pairs and read thresholds off the counts.
+) -> tuple[ScoreCalibration, dict[str, ScoreCalibration]]:
+    """Count the scores of all pairs and read thresholds off the counts: of the whole, of each head.
 
     Which pairs count follows the evaluation protocol (method: "Evaluation"): junk (id -1) is left
     out; pairs of one person by one camera are left out; distractors (id 0) are other people.
+
+    Every pair is counted. The product of the whole embeddings is the sum of the heads' products, so
+    that one pass over the embeddings serves all.
 
     Args:
         query_embeddings: (Q, D), floats.
@@ -130,44 +137,127 @@ def calibrate(
         query_camera_ids: (Q,) which camera took it.
         gallery_person_ids: (G,) whom each gallery image shows.
         gallery_camera_ids: (G,) which camera took it.
+        heads: the columns of each head: no column is left out or belongs to two. May be empty.
         camera_filter: whether pairs of one person by one camera are left out; off only for data of
             one camera, where the rates are then better than they would be across cameras.
         progress: told after each block of queries.
         query_block: queries per matrix product; None picks as many as about 100 MB hold.
 
     Raises:
-        EvaluationError: there is no pair of one person, or none of two.
+        EvaluationError: there is no pair of one person, or none of two; an embedding is not finite,
+            or a head's part of it has no direction.
     """
     rows = np.flatnonzero(gallery_person_ids != JUNK)
     if not len(rows) or not len(query_person_ids):
         raise EvaluationError("there is no pair to calibrate on; queries and gallery are needed")
-    people, cameras = gallery_person_ids[rows], gallery_camera_ids[rows]
-    same = np.zeros(2 * STEPS + 1, np.int64)  # (S,) S = grid points from -1 to 1
-    different = np.zeros_like(same)
+    same_person = _SamePerson(
+        gallery_person_ids[rows], gallery_camera_ids[rows] if camera_filter else None
+    )
+    parts = list(heads.values()) or [slice(None)]
+    whole, alone = _Counts(), [_Counts() for _ in heads]
+    squared = [
+        [
+            squared_lengths(embeddings[:, part], rows=of, metric="cosine", name=name)
+            for part in parts
+        ]
+        for name, embeddings, of in (
+            ("query", query_embeddings, np.arange(len(query_embeddings))),
+            ("gallery", gallery_embeddings, rows),
+        )
+    ]
+    query_squared, gallery_squared = squared
+    whole_query = torch.stack(query_squared).sum(dim=0).sqrt()  # (Q,)
+    whole_gallery = torch.stack(gallery_squared).sum(dim=0).sqrt()  # (G,)
+    size = query_block or max(1, BLOCK_BYTES // (4 * len(rows)))
     total = len(query_person_ids)
+    device = gallery_embeddings.device
+    products, cosines = torch.empty(2, min(size, total), len(rows), device=device)
     progress("calibrating", 0, total, "queries")
-    for first, block in nearness_blocks(
-        query_embeddings=torch.nn.functional.normalize(query_embeddings.to(torch.float32), dim=1),
-        gallery_embeddings=gallery_embeddings,
-        query_rows=np.arange(total),
-        gallery_rows=rows,
-        metric="cosine",
-        query_block=query_block,
-    ):
-        scores = block.cpu().numpy()  # (B, G)
-        size = max(1, COUNTED_AT_ONCE // len(rows))
-        for begin in range(0, len(scores), size):
-            part = slice(first + begin, first + min(begin + size, len(scores)))
-            is_same = query_person_ids[part, None] == people
-            is_same &= people != DISTRACTOR
-            is_pair = is_same
-            if camera_filter:
-                is_pair = is_same & (query_camera_ids[part, None] != cameras)
-            places = grid_places(scores[begin : begin + size])
-            different += np.bincount(places[~is_same], minlength=len(different))
-            same += np.bincount(places[is_pair], minlength=len(same))
-        progress("calibrating", first + len(scores), total, "queries")
-    return read_off(same, different)
+    for first in range(0, total, size):
+        block = slice(first, min(first + size, total))
+        own = same_person.of(query_person_ids[block], query_camera_ids[block])
+        summed, scores = products[: block.stop - first], cosines[: block.stop - first]  # (B, G)
+        for number, part in enumerate(parts):
+            product(
+                query_embeddings[block, part], gallery_embeddings[:, part], rows=rows, out=scores
+            )
+            if number:
+                summed += scores
+            else:
+                summed.copy_(scores)
+            if heads:
+                scores /= query_squared[number][block, None].sqrt()
+                scores /= gallery_squared[number].sqrt()
+                alone[number].add(scores.cpu().numpy(), own)
+        summed /= whole_query[block, None]
+        summed /= whole_gallery
+        whole.add(summed.cpu().numpy(), own)
+        progress("calibrating", block.stop, total, "queries")
+    return whole.read_off(), {
+        name: counts.read_off() for name, counts in zip(heads, alone, strict=True)
+    }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pairs:
+    """The P pairs of one person in a block of queries."""
+
+    rows: Integers
+    """(P,) in the block."""
+    columns: Integers
+    """(P,) among the gallery rows that are compared."""
+    is_counted: npt.NDArray[np.bool_]
+    """(P,) whether two cameras took them, where that matters."""
+
+
+class _SamePerson:
+    """The gallery's images of each query's person, without a table of all pairs."""
+
+    def __init__(self, person_ids: Integers, camera_ids: Integers | None) -> None:
+        self.by_person = np.argsort(person_ids, kind="stable")
+        self.person_ids = person_ids[self.by_person]
+        self.camera_ids = camera_ids
+        """None: the camera does not matter."""
+
+    def of(self, person_ids: Integers, camera_ids: Integers) -> _Pairs:
+        """The pairs of a block of queries (B,), distractors excepted: they are nobody."""
+        begin = self.person_ids.searchsorted(person_ids, side="left")
+        counts = self.person_ids.searchsorted(person_ids, side="right") - begin
+        counts[person_ids == DISTRACTOR] = 0
+        rows = np.repeat(np.arange(len(person_ids)), counts)
+        ends = counts.cumsum()
+        columns = self.by_person[np.arange(ends[-1]) + np.repeat(begin - ends + counts, counts)]
+        is_counted = np.ones(len(rows), np.bool_)
+        if self.camera_ids is not None:
+            is_counted = self.camera_ids[columns] != camera_ids[rows]
+        return _Pairs(rows, columns, is_counted)
+
+
+class _Counts:
+    """How many pairs of one person, and of two, there are at each grid point."""
+
+    def __init__(self) -> None:
+        self.same = np.zeros(2 * STEPS + 1, np.int64)  # (S,) S = grid points from -1 to 1
+        self.different = np.zeros_like(self.same)
+
+    def add(self, scores: npt.NDArray[np.float32], own: _Pairs) -> None:
+        """Count the scores (B, G) of a block of queries."""
+        places = np.empty(min(COUNTED_AT_ONCE, scores.size), np.intp)
+        flat = scores.reshape(-1)
+        for begin in range(0, len(flat), len(places)):
+            part = flat[begin : begin + len(places)]
+            for start in range(0, len(part), CONVERTED_AT_ONCE):
+                piece = slice(start, start + CONVERTED_AT_ONCE)
+                places[piece][: len(part[piece])] = grid_places(part[piece])
+            self.different += np.bincount(places[: len(part)], minlength=len(self.different))
+        # All pairs were counted: those of one person are few, and are taken out again.
+        places = grid_places(scores[own.rows, own.columns])
+        self.different -= np.bincount(places, minlength=len(self.different))
+        self.same += np.bincount(places[own.is_counted], minlength=len(self.same))
+
+    def read_off(self) -> ScoreCalibration:
+        """Thresholds and rates; see `read_off`."""
+        return read_off(self.same, self.different)
 
 
 def grid_places(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
@@ -176,10 +266,13 @@ def grid_places(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
     >>> grid_places(np.array([-1, 0, 1], dtype=np.float32)) / STEPS - 1
     array([-1.,  0.,  1.])
     """
-    # A power of two, so scaling rounds nothing; rounding errors beyond 1 belong to 1.
-    steps = np.floor(scores * np.float32(STEPS)).astype(np.intp)
-    places: npt.NDArray[np.intp] = np.clip(steps, -STEPS, STEPS) + STEPS
-    return places
+    # A power of two, so scaling rounds nothing; rounding errors beyond 1 belong to 1. Whole numbers
+    # up to 2 * STEPS are exact in float32.
+    steps = scores * np.float32(STEPS)
+    np.floor(steps, out=steps)
+    np.clip(steps, -STEPS, STEPS, out=steps)
+    steps += STEPS
+    return steps.astype(np.intp)
 
 
 def read_off(same: Integers, different: Integers) -> ScoreCalibration:

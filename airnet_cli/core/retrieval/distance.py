@@ -70,13 +70,31 @@ def nearness_blocks(
     for first in range(0, len(query_rows), block_size):
         queries = _take(query_embeddings, query_rows[first : first + block_size])  # (B, D)
         nearness = buffer[: len(queries)]
-        for begin, gallery in _pieces(gallery_embeddings, gallery_rows):
-            torch.mm(queries, gallery.T, out=nearness[:, begin : begin + len(gallery)])
+        product(queries, gallery_embeddings, rows=gallery_rows, out=nearness)
         if metric == "cosine":
             nearness /= lengths
         else:
             nearness -= half_squared
         yield first, nearness
+
+
+def product(queries: Tensor, gallery: Tensor, *, rows: npt.NDArray[np.int64], out: Tensor) -> None:
+    """Write the products of all `queries` with `rows` of the gallery into `out`.
+
+    Args:
+        queries: (B, D), floats; read as float32.
+        gallery: (M, D), floats, on the same device; read as float32, a piece at a time.
+        rows: (G,) ascending.
+        out: (B, G) float32.
+    """
+    queries = queries.detach().to(torch.float32)
+    for begin, piece in _pieces(gallery, rows):
+        place = out[:, begin : begin + len(piece)]
+        if out.device.type == "cpu":
+            # On processors that torch's product is not made for, NumPy's takes two thirds the time.
+            np.matmul(queries.numpy(), piece.numpy().T, out=place.numpy())
+        else:
+            torch.mm(queries, piece.T, out=place)
 
 
 def squared_lengths(

@@ -68,10 +68,11 @@ def pairs(given):
 def test_equals_trying_every_threshold(monkeypatch, seed, block):
     """Each threshold is the lowest that keeps its rate; rates are shares of the pairs."""
     monkeypatch.setattr(calibration, "COUNTED_AT_ONCE", 200)
+    monkeypatch.setattr(calibration, "CONVERTED_AT_ONCE", 7)
     given = problem(seed)
     same, different = pairs(given)
 
-    ours = calibrate(**given, query_block=block)
+    ours, _ = calibrate(**given, heads={}, query_block=block)
 
     assert (ours.same_person_pairs, ours.different_person_pairs) == (len(same), len(different))
     assert [point.far for point in ours.points] == [
@@ -94,7 +95,7 @@ def test_equals_trying_every_threshold(monkeypatch, seed, block):
 def test_rates_are_those_of_the_threshold_that_is_written(tmp_path):
     """Applying a threshold to the scores gives the rates that stand beside it, exactly."""
     given = problem(9, queries=40, gallery=300)
-    ours = calibrate(**given)
+    ours, _ = calibrate(**given, heads={})
     query, gallery = (
         torch.nn.functional.normalize(given[f"{name}_embeddings"].double(), dim=1)
         for name in ("query", "gallery")
@@ -108,10 +109,34 @@ def test_rates_are_those_of_the_threshold_that_is_written(tmp_path):
         assert passed.mean() <= point.far
 
 
+def test_heads_and_whole_in_one_pass():
+    """The whole is what it is without heads, and each head what its columns alone are."""
+    given = problem(5)
+    heads = {"A1": slice(0, 5), "I": slice(5, 12)}
+    whole, alone = calibrate(**given, heads=heads, query_block=4)
+
+    def near(ours, expected):
+        assert ours.same_person_pairs == expected.same_person_pairs
+        assert ours.different_person_pairs == expected.different_person_pairs
+        assert ours.equal_error_rate == pytest.approx(expected.equal_error_rate)
+        for point, other in zip(ours.points, expected.points, strict=True):
+            assert point.threshold == pytest.approx(other.threshold, abs=2.5 / STEPS)
+            assert point.true_accept_rate == pytest.approx(other.true_accept_rate)
+
+    near(whole, calibrate(**given, heads={})[0])
+    assert list(alone) == list(heads)
+    for name, part in heads.items():
+        columns = {f"{side}_embeddings": given[f"{side}_embeddings"][:, part]
+                   for side in ("query", "gallery")}  # fmt: skip
+        near(alone[name], calibrate(**given | columns, heads={})[0])
+
+
 def test_without_the_camera_filter():
     """Pairs of one person by one camera count too, and nothing else changes."""
     given = problem(3)
-    strict, loose = (calibrate(**given, camera_filter=choice) for choice in (True, False))
+    strict, loose = (
+        calibrate(**given, heads={}, camera_filter=choice)[0] for choice in (True, False)
+    )
     people, others = given["query_person_ids"], given["gallery_person_ids"]
     assert loose.same_person_pairs == sum((others == person).sum() for person in people)
     assert loose.same_person_pairs > strict.same_person_pairs
@@ -169,7 +194,7 @@ def test_rates_without_enough_pairs_are_left_out():
 def test_pairs_of_both_kinds_are_needed(changes, message):
     """Without pairs of one person, or of two, there is nothing to measure."""
     with pytest.raises(EvaluationError, match=message):
-        calibrate(**problem(0) | changes)
+        calibrate(**problem(0) | changes, heads={})
 
 
 EXAMPLE = Calibration(
