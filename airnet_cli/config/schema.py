@@ -20,6 +20,13 @@ BackboneName = Literal[
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 
+AttentionName = Literal["none", "softmax"]
+"""What becomes of the weights X Wu of attention-based pooling."""
+
+ActivationName = Literal["default", "relu"]
+
+InteractionInitName = Literal["default", "identity"]
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -46,6 +53,10 @@ class Model(Section):
     backbone: BackboneName
     init: Annotated[str, Field(min_length=1)]
     """`imagenet`, `none`, or the path of a weights file (.safetensors, .pth)."""
+    attention: AttentionName = "none"
+    """Of the interaction head: X Wu as it is (the paper), or its softmax over positions."""
+    activation: ActivationName = "default"
+    """The backbone's own, or ReLU in place of MobileNetV2's ReLU6; ResNets have ReLU anyhow."""
 
 
 class Erasing(Section):
@@ -78,6 +89,10 @@ class Training(Section):
     learning_rate_factor: Annotated[float, Field(gt=0, le=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     """L2, as `torch.optim.Adam` has it."""
+    interaction_init: InteractionInitName = "default"
+    """How Wv of the interaction head starts: torch's default for linear layers, or the identity."""
+    interaction_lr_factor: Annotated[float, Field(gt=0)] = 1.0
+    """The learning rate of Wu and Wv, as a multiple of that of all other weights."""
     triplet_margin: Annotated[float, Field(ge=0)]
     """Of the cosine distance 1 - cos, which lies in 0-2."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]

@@ -49,7 +49,9 @@ class HeadAttention:
 
     head: str
     heat: Heat
-    """(h, w), signed: X Wu of eq. (3). Positions of opposite sign count against each other."""
+    """(h, w): X Wu of eq. (3), signed (positions of opposite sign count against each other); or
+    its softmax."""
+    is_signed: bool
 
 
 def explain_identity(network: AirNet, images: Tensor) -> list[tuple[HeadSaliency, ...]]:
@@ -106,7 +108,7 @@ def has_attention(network: AirNet) -> bool:
 
 
 def attention_maps(network: AirNet, images: Tensor) -> list[tuple[HeadAttention, ...]]:
-    """The signed attention X Wu of each head that has one, for each image.
+    """The attention of each head that has one, for each image: X Wu, or its softmax.
 
     Args:
         network: in evaluation mode.
@@ -118,13 +120,17 @@ def attention_maps(network: AirNet, images: Tensor) -> list[tuple[HeadAttention,
     _check_mode(network)
     with torch.no_grad():
         maps = network.feature_maps(images)
-        attentions = {
-            name: head.pooling.attention_map(maps[branch]).cpu().numpy()  # (B, h, w)
+        attentions = [
+            (
+                name,
+                head.pooling.attention_map(maps[branch]).cpu().numpy(),  # (B, h, w)
+                not head.pooling.has_softmax,
+            )
             for name, head, branch in _heads(network)
             if isinstance(head.pooling, AttentionPooling)
-        }
+        ]
     return [
-        tuple(HeadAttention(name, heat[index]) for name, heat in attentions.items())
+        tuple(HeadAttention(name, heat[index], is_signed) for name, heat, is_signed in attentions)
         for index in range(len(images))
     ]
 

@@ -77,6 +77,7 @@ class Trainer:
 
     network: AirNet
     optimizer: torch.optim.Optimizer
+    """A group of its parameters may have a `RATE_FACTOR`."""
     schedule: Schedule
     sampler: IdentitySampler
     loader: TrainingLoader
@@ -109,7 +110,7 @@ class Trainer:
         started = time.perf_counter()
         learning_rate = self.schedule.at(epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get(RATE_FACTOR, 1.0)
         self.sampler.set_epoch(epoch)
         random = np.random.default_rng((self.seed, epoch, AUGMENTATION_STREAM))
         self.network.train()
@@ -156,6 +157,9 @@ class Trainer:
         self.scaler.update()
         return loss
 
+
+RATE_FACTOR = "rate_factor"
+"""Key of an optimizer's group: its learning rate as a multiple of the schedule's."""
 
 AUGMENTATION_STREAM = 1
 """Tells the augmentation's random numbers from the sampler's, which share seed and epoch."""

@@ -1,6 +1,7 @@
 """A validated preset becomes a network, an optimizer, loaders: the one place that knows both."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,10 +13,14 @@ from airnet_cli.core.data.identities import split_identities
 from airnet_cli.core.data.manifest import Manifest
 from airnet_cli.core.data.sampler import IdentitySampler
 from airnet_cli.core.data.transforms import Augmentation
-from airnet_cli.core.model.airnet import AirNet
-from airnet_cli.core.model.backbone import build_backbone
+from airnet_cli.core.model.airnet import (
+    AirNet,
+    interaction_poolings,
+    start_interaction_at_identity,
+)
+from airnet_cli.core.model.backbone import Backbone, build_backbone, replace_relu6
 from airnet_cli.core.model.weights import load_imagenet, load_weights
-from airnet_cli.core.training import Schedule, Trainer
+from airnet_cli.core.training import RATE_FACTOR, Schedule, Trainer
 from airnet_cli.errors import DataError
 
 
@@ -26,7 +31,7 @@ def build_network(preset: Preset, *, identities: int | None) -> AirNet:
     Raises:
         WeightsError: `model.init` can't be had or does not fit.
     """
-    backbone = build_backbone(preset.model.backbone)
+    backbone = _build_backbone(preset)
     match preset.model.init:
         case "none":
             pass
@@ -34,14 +39,16 @@ def build_network(preset: Preset, *, identities: int | None) -> AirNet:
             load_imagenet(backbone, preset.model.backbone)
         case path:
             load_weights(backbone, Path(path).expanduser())
-    return _channels_last(AirNet(backbone, variant=preset.model.variant, identities=identities))
+    network = _build_heads(backbone, preset, identities=identities)
+    if preset.training.interaction_init == "identity":
+        start_interaction_at_identity(network)
+    return _channels_last(network)
 
 
 def describe_network(preset: Preset, *, identities: int | None) -> AirNet:
     """The network without memory or weights: for its shape and parameter counts only."""
     with torch.device("meta"):
-        backbone = build_backbone(preset.model.backbone)
-        return AirNet(backbone, variant=preset.model.variant, identities=identities)
+        return _build_heads(_build_backbone(preset), preset, identities=identities)
 
 
 def restore_network(checkpoint: Checkpoint) -> tuple[AirNet, Preset]:
@@ -52,9 +59,8 @@ def restore_network(checkpoint: Checkpoint) -> tuple[AirNet, Preset]:
         CheckpointError: its tensors do not fit.
     """
     preset = validate_preset(checkpoint.preset, source=str(checkpoint.path))
-    backbone = build_backbone(preset.model.backbone)
     identities = len(checkpoint.identities)
-    network = AirNet(backbone, variant=preset.model.variant, identities=identities)
+    network = _build_heads(_build_backbone(preset), preset, identities=identities)
     fill_network(network, checkpoint)
     return _channels_last(network).eval(), preset
 
@@ -96,7 +102,7 @@ def build_trainer(
     trainer = Trainer(
         network=network,
         optimizer=torch.optim.Adam(
-            [parameter for parameter in network.parameters() if parameter.requires_grad],
+            _parameter_groups(network, interaction_factor=training.interaction_lr_factor),
             lr=training.learning_rate,
             weight_decay=training.weight_decay,
         ),
@@ -136,6 +142,37 @@ def training_identities(preset: Preset, manifest: Manifest) -> tuple[int, ...]:
         val_ids=0,
         seed=preset.training.seed,
     ).train
+
+
+def _build_backbone(preset: Preset) -> Backbone:
+    backbone = build_backbone(preset.model.backbone)
+    if preset.model.activation == "relu":
+        replace_relu6(backbone)
+    return backbone
+
+
+def _build_heads(backbone: Backbone, preset: Preset, *, identities: int | None) -> AirNet:
+    return AirNet(
+        backbone,
+        variant=preset.model.variant,
+        identities=identities,
+        attention=preset.model.attention,
+    )
+
+
+def _parameter_groups(network: AirNet, *, interaction_factor: float) -> list[dict[str, Any]]:
+    """What the optimizer trains: all in one group, or Wu and Wv in one with a rate of their own."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    interaction = [
+        parameter for pooling in interaction_poolings(network) for parameter in pooling.parameters()
+    ]
+    if interaction_factor == 1 or not interaction:
+        return [{"params": trained}]
+    own = {id(parameter) for parameter in interaction}
+    return [
+        {"params": [parameter for parameter in trained if id(parameter) not in own]},
+        {"params": interaction, RATE_FACTOR: interaction_factor},
+    ]
 
 
 def _channels_last(network: AirNet) -> AirNet:

@@ -1,0 +1,142 @@
+"""Settings reach network and optimizer, and a checkpoint is rebuilt by the preset inside it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from airnet_cli.config.presets import load_preset
+from airnet_cli.config.schema import Preset
+from airnet_cli.core.checkpoint import read_checkpoint, write_checkpoint
+from airnet_cli.core.data.manifest import load_prepared
+from airnet_cli.core.model.airnet import AirNet, interaction_poolings
+from airnet_cli.workflows.build import build_network, build_trainer, restore_network
+
+
+@pytest.fixture
+def preset_with(tiny_overrides: tuple[str, ...]):
+    """Return a function that lays more overrides over the tiny preset."""
+
+    def load(*overrides: str) -> Preset:
+        return load_preset("demo", [*tiny_overrides, *overrides])
+
+    return load
+
+
+def built(preset: Preset) -> AirNet:
+    """Return a network whose stem passes ReLU6's limit, which no other untrained one does."""
+    torch.manual_seed(0)
+    network = build_network(preset, identities=8).eval()
+    with torch.no_grad():
+        network.trunk[0][1].weight.fill_(1000)
+    return network
+
+
+def images() -> torch.Tensor:
+    random = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (2, 3, 64, 32), generator=random, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("model.attention=softmax",),
+        ("model.activation=relu",),
+        ("model.attention=softmax", "model.activation=relu", "model.variant=parallel_abp"),
+        ("training.interaction_init=identity",),
+    ],
+    ids=" ".join,
+)
+@torch.inference_mode()
+def test_a_checkpoint_is_rebuilt_with_its_settings(
+    preset_with, overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The same embedding, bit by bit, from the file alone."""
+    preset = preset_with(*overrides)
+    network = built(preset)
+    path = tmp_path / "model.safetensors"
+    write_checkpoint(
+        path,
+        network,
+        preset=preset.model_dump(mode="json"),
+        height_px=64,
+        width_px=32,
+        identities=tuple(range(8)),
+        training={},
+    )
+    restored, of_checkpoint = restore_network(read_checkpoint(path))
+    assert of_checkpoint == preset
+    assert torch.equal(restored.embed(images()), network.embed(images()))
+
+
+def test_a_checkpoint_of_before_these_settings_is_the_paper(preset_with, tmp_path: Path) -> None:
+    """A preset without the newer keys is read, and means what it meant."""
+    preset = preset_with()
+    old = preset.model_dump(mode="json")
+    new = ("attention", "activation"), ("interaction_init", "interaction_lr_factor")
+    for section, keys in zip(("model", "training"), new, strict=True):
+        for key in keys:
+            del old[section][key]
+    path = tmp_path / "model.safetensors"
+    write_checkpoint(
+        path,
+        built(preset),
+        preset=old,
+        height_px=64,
+        width_px=32,
+        identities=tuple(range(8)),
+        training={},
+    )
+    assert restore_network(read_checkpoint(path))[1] == preset
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("setting", ["model.attention=softmax", "model.activation=relu"])
+def test_a_setting_of_the_model_changes_the_embedding(preset_with, setting: str) -> None:
+    """The same weights, another network."""
+    plain, other = built(preset_with()), built(preset_with(setting))
+    other.load_state_dict(plain.state_dict(), strict=True)
+    assert not torch.equal(plain.embed(images()), other.embed(images()))
+
+
+def test_interaction_init_reaches_the_network(preset_with) -> None:
+    """Wv starts as the identity, and everything else as without the setting."""
+    plain, identity = built(preset_with()), built(preset_with("training.interaction_init=identity"))
+    (pooling,) = interaction_poolings(identity)
+    assert torch.equal(pooling.value.weight, torch.eye(1280))
+    other = identity.state_dict()
+    differing = {k for k, t in plain.state_dict().items() if not torch.equal(t, other[k])}
+    assert differing == {"heads.I.pooling.value.weight"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rates"),
+    [
+        ((), {"other": 1e-3, "interaction": 1e-3}),
+        (("training.interaction_lr_factor=5",), {"other": 1e-3, "interaction": 5e-3}),
+        (("training.interaction_lr_factor=0.1",), {"other": 1e-3, "interaction": 1e-4}),
+        (("training.interaction_lr_factor=5", "model.variant=baseline"), {"other": 1e-3}),
+    ],
+    ids=["off", "more", "less", "no-interaction-head"],
+)
+def test_interaction_has_a_rate_of_its_own(
+    preset_with, tiny_data_root: Path, overrides: tuple[str, ...], rates: dict[str, float]
+) -> None:
+    """Wu and Wv are trained at the schedule's rate times the factor; each weight once."""
+    preset = preset_with(*overrides)
+    network = built(preset)
+    manifest = load_prepared(tiny_data_root, "tiny")
+    trainer, _ = build_trainer(preset, network, manifest, device=torch.device("cpu"))
+    (_report,) = list(trainer.fit(epochs=1))
+    interaction = {id(p) for m in interaction_poolings(network) for p in m.parameters()}
+    found: dict[str, float] = {}
+    seen: list[nn.Parameter] = []
+    for group in trainer.optimizer.param_groups:
+        for parameter in group["params"]:
+            found["interaction" if id(parameter) in interaction else "other"] = group["lr"]
+            seen.append(parameter)
+    assert found == pytest.approx(rates)
+    assert len(seen) == len({id(p) for p in seen})
+    assert {id(p) for p in seen} == {id(p) for p in network.parameters() if p.requires_grad}
