@@ -13,7 +13,7 @@ from airnet_cli.core.data.sampler import IdentitySampler
 from airnet_cli.core.data.transforms import Augmentation
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.model.backbone import Backbone, build_backbone
-from airnet_cli.core.training import Schedule, Trainer
+from airnet_cli.core.training import RATE_FACTOR, Schedule, Trainer
 from airnet_cli.errors import TrainingError
 
 CPU = torch.device("cpu")
@@ -191,6 +191,18 @@ def test_rate_follows_the_schedule(build):
         assert [group["lr"] for group in trainer.optimizer.param_groups] == [report.learning_rate]
         rates.append(report.learning_rate)
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+
+
+def test_a_group_can_have_a_multiple_of_the_rate(build):
+    """The schedule moves all groups; the factor of one stays between it and the others."""
+    trainer = build()
+    group = trainer.optimizer.param_groups[0]
+    own = {"params": group["params"][-1:], RATE_FACTOR: 5.0}
+    group["params"] = group["params"][:-1]
+    trainer.optimizer.add_param_group(own)
+    for report in trainer.fit(epochs=3):
+        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+        assert rates == [report.learning_rate, pytest.approx(5 * report.learning_rate)]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from airnet_cli.config.schema import Preset
 from airnet_cli.core.checkpoint import read_checkpoint, write_checkpoint
 from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.model.airnet import AirNet, interaction_poolings
+from airnet_cli.core.training import RATE_FACTOR
 from airnet_cli.workflows.build import build_network, build_trainer, restore_network
 
 
@@ -129,13 +130,13 @@ def test_interaction_has_a_rate_of_its_own(
     network = built(preset)
     manifest = load_prepared(tiny_data_root, "tiny")
     trainer, _ = build_trainer(preset, network, manifest, device=torch.device("cpu"))
-    (_report,) = list(trainer.fit(epochs=1))
     interaction = {id(p) for m in interaction_poolings(network) for p in m.parameters()}
     found: dict[str, float] = {}
     seen: list[nn.Parameter] = []
     for group in trainer.optimizer.param_groups:
         for parameter in group["params"]:
-            found["interaction" if id(parameter) in interaction else "other"] = group["lr"]
+            rate = trainer.schedule.at(0) * group.get(RATE_FACTOR, 1)
+            found["interaction" if id(parameter) in interaction else "other"] = rate
             seen.append(parameter)
     assert found == pytest.approx(rates)
     assert len(seen) == len({id(p) for p in seen})

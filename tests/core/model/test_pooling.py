@@ -87,7 +87,7 @@ def test_softmax_over_positions_is_a_weighted_mean(assert_near):
     torch.manual_seed(0)
     pooling = AttentionPooling(6, attention="softmax")
     features = torch.randn(2, 6, 4, 3, generator=torch.Generator().manual_seed(1))
-    value, attention = pooling.value.weight.T, pooling.attention.weight.T
+    value, attention = (m.weight.detach().T for m in (pooling.value, pooling.attention))
     expected, shares = [], []
     for image in features:
         x = image.permute(1, 2, 0).reshape(-1, 6)  # (HW, C)
