@@ -25,6 +25,8 @@ AttentionName = Literal["none", "softmax"]
 
 ActivationName = Literal["default", "relu"]
 
+ScheduleName = Literal["steps", "cosine"]
+
 InteractionInitName = Literal["default", "identity"]
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -89,6 +91,18 @@ class Training(Section):
     learning_rate_factor: Annotated[float, Field(gt=0, le=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     """L2, as `torch.optim.Adam` has it."""
+    schedule: ScheduleName = "steps"
+    """`steps`: as the two values above say (the paper); `cosine`: down to 0 along half a cosine."""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    """The rate rises linearly for so many epochs; 0: it is whole from the start."""
+    warmup_start: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the rate that the first epoch of a warm-up has."""
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Longer gradients (L2 over all parameters) are shortened to this length; 0: never."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Score and save an average of the weights, of which a step keeps this share; 0: none."""
+    freeze_epochs: Annotated[int, Field(ge=0)] = 0
+    """For so many epochs only the heads are trained, the backbone and its batch norms rest."""
     interaction_init: InteractionInitName = "default"
     """How Wv of the interaction head starts: torch's default for linear layers, or the identity."""
     interaction_lr_factor: Annotated[float, Field(gt=0)] = 1.0
@@ -97,6 +111,8 @@ class Training(Section):
     """Of the cosine distance 1 - cos, which lies in 0-2."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     flip_probability: Probability
+    pad_crop_px: Annotated[int, Field(ge=0)] = 0
+    """Shift each image by up to so many pixels each way, inside a frame of the mean colour."""
     erasing: Erasing
     precision: PrecisionName
     seed: Annotated[int, Field(ge=0, lt=2**32)]
@@ -109,6 +125,12 @@ class Training(Section):
     def _epochs_ascend(self) -> Self:
         if list(self.learning_rate_epochs) != sorted(set(self.learning_rate_epochs)):
             raise ValueError("learning_rate_epochs must ascend, as in [40, 70]")
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError("warmup_epochs must be less than epochs")
         return self
 
 

@@ -12,8 +12,8 @@ Weights as tensors; everything else as JSON text in the file's metadata, one key
     versions          python, airnet and library versions that wrote it
 
 The training state for resuming stands beside it, in the same form (`write_training_state`):
-weights, the optimizer's tensors and the number of finished epochs, so that it does not depend on
-another file.
+weights, their average where there is one, the optimizer's tensors, the loss scaler's numbers (fp16)
+and the number of finished epochs, so that it does not depend on another file.
 """
 
 import hashlib
@@ -39,6 +39,7 @@ STATE_FORMAT = "airnet-training-state"
 
 _OPTIMIZER = "optimizer."
 _NETWORK = "network."
+_AVERAGE = "average."
 
 
 @dataclass(frozen=True)
@@ -151,31 +152,56 @@ def fill_network(network: AirNet, checkpoint: Checkpoint) -> None:
 
 
 def write_training_state(
-    path: Path, network: AirNet, optimizer: torch.optim.Optimizer, *, finished_epochs: int
+    path: Path,
+    network: AirNet,
+    optimizer: torch.optim.Optimizer,
+    *,
+    finished_epochs: int,
+    average: AirNet | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
     """Write what `read_training_state` needs to go on, whole or not at all."""
     tensors = {_NETWORK + name: t.contiguous() for name, t in network.state_dict().items()}
+    if average is not None:
+        tensors |= {_AVERAGE + name: t.contiguous() for name, t in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         for name, tensor in state.items():
             tensors[f"{_OPTIMIZER}{index}.{name}"] = tensor.contiguous()
-    _save(path, tensors, STATE_FORMAT, {"finished_epochs": finished_epochs})
+    described: dict[str, Any] = {"finished_epochs": finished_epochs}
+    if scaler is not None and scaler.is_enabled():
+        described["scaler"] = scaler.state_dict()
+    _save(path, tensors, STATE_FORMAT, described)
 
 
-def read_training_state(path: Path, network: AirNet, optimizer: torch.optim.Optimizer) -> int:
-    """Put the state at `path` back into `network` and `optimizer`; the number of finished epochs.
+def read_training_state(
+    path: Path,
+    network: AirNet,
+    optimizer: torch.optim.Optimizer,
+    *,
+    average: AirNet | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> int:
+    """Put the state at `path` back into what is given; the number of finished epochs.
 
     Raises:
         CheckpointError: no such file, not a training state, or one of another network.
     """
     tensors, described = _load(path, STATE_FORMAT)
-    weights = {k.removeprefix(_NETWORK): t for k, t in tensors.items() if k.startswith(_NETWORK)}
+
+    def named(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith(_OPTIMIZER):
             index, name = key.removeprefix(_OPTIMIZER).split(".")
             state.setdefault(int(index), {})[name] = tensor
     try:
-        network.load_state_dict(weights, strict=True)
+        network.load_state_dict(named(_NETWORK), strict=True)
+        if average is not None:
+            average.load_state_dict(named(_AVERAGE), strict=True)
+        if scaler is not None and scaler.is_enabled():
+            scaler.load_state_dict(described["scaler"])
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         return int(described["finished_epochs"])

@@ -1,18 +1,21 @@
 """Training: one step, one epoch, and `fit`, a generator of epoch reports. Knows no files.
 
-Nothing of an epoch depends on the ones before it but the network and the optimizer: batches and
-augmentation are drawn anew from (seed, epoch). So a run can be resumed at any epoch's start and go
-on bit by bit the same.
+Nothing of an epoch depends on the ones before it but the network, its average, the optimizer and
+the loss scaler: batches and augmentation are drawn anew from (seed, epoch). So a run can be resumed
+at any epoch's start and go on bit by bit the same.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from airnet_cli.core.averaging import WeightAverage
 from airnet_cli.core.data.dataset import TrainingLoader
 from airnet_cli.core.data.sampler import IdentitySampler
 from airnet_cli.core.data.transforms import Augmentation
@@ -56,19 +59,43 @@ class EpochReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Learning rate by epoch: multiplied by `factor` from each of `epochs` on (paper 4.2)."""
+    """Learning rate by epoch: warm-up, then in steps (paper 4.2) or along half a cosine."""
 
+    shape: Literal["steps", "cosine"]
     learning_rate: float
     factor: float
+    """Of each step; the cosine has none."""
     epochs: Sequence[int]
+    """`steps`: from so many finished epochs on, the rate is multiplied by `factor`."""
+    total_epochs: int
+    """`cosine`: the rate would be 0 after so many."""
+    warmup_epochs: int
+    """The rate rises linearly for so many epochs; 0 for none (the paper)."""
+    warmup_start: float
+    """Share of the rate that the first epoch of a warm-up has."""
 
     def at(self, epoch: int) -> float:
         """The rate of the epoch that follows `epoch` finished ones.
 
-        >>> [Schedule(learning_rate=1.0, factor=0.5, epochs=[2, 3]).at(i) for i in range(4)]
+        >>> steps = Schedule(
+        ...     shape="steps", learning_rate=1.0, factor=0.5, epochs=[2, 3], total_epochs=4,
+        ...     warmup_epochs=0, warmup_start=0.1,
+        ... )
+        >>> [steps.at(epoch) for epoch in range(4)]
         [1.0, 1.0, 0.5, 0.25]
         """
-        return self.learning_rate * self.factor ** sum(epoch >= step for step in self.epochs)
+        rate = self.learning_rate
+        match self.shape:
+            case "steps":
+                rate *= self.factor ** sum(epoch >= step for step in self.epochs)
+            case "cosine":
+                past = max(0, epoch - self.warmup_epochs)
+                rate *= (
+                    1 + math.cos(math.pi * past / (self.total_epochs - self.warmup_epochs))
+                ) / 2
+        if epoch < self.warmup_epochs:
+            rate *= self.warmup_start + (1 - self.warmup_start) * epoch / self.warmup_epochs
+        return rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +119,17 @@ class Trainer:
     seed: int
     scaler: torch.amp.GradScaler
     """Does nothing unless the precision is fp16."""
+    clip_norm: float
+    """Gradients longer than this (L2, all parameters together) are shortened to it; 0: never."""
+    freeze_epochs: int
+    """For so many epochs trunk and branches stay as they are and only heads are trained."""
+    average: WeightAverage | None
+    """Of the weights after each step; None for none (the paper)."""
+
+    @property
+    def scored_network(self) -> AirNet:
+        """The network whose weights count: the average where there is one."""
+        return self.network if self.average is None else self.average.network
 
     def fit(
         self, *, epochs: int, first_epoch: int = 0, progress: Progress = silent
@@ -101,7 +139,8 @@ class Trainer:
 
         Raises:
             DataError: an image can't be read.
-            TrainingError: the loss is not finite any more.
+            TrainingError: the loss or the weights are not finite any more; no report of that
+                epoch is given.
         """
         for epoch in range(first_epoch, epochs):
             yield self._train_epoch(epoch, epochs, progress)
@@ -113,7 +152,7 @@ class Trainer:
             group["lr"] = learning_rate * group.get(RATE_FACTOR, 1.0)
         self.sampler.set_epoch(epoch)
         random = np.random.default_rng((self.seed, epoch, AUGMENTATION_STREAM))
-        self.network.train()
+        self._set_mode(epoch)
         sums: Tensor | None = None
         images = 0
         stage = f"epoch {epoch + 1}/{epochs}"
@@ -124,20 +163,51 @@ class Trainer:
             terms = torch.stack([loss.total, *(t for h in loss.heads for t in _terms(h))]).detach()
             sums = terms if sums is None else sums + terms
             images += len(batch.images)
+            if done % CHECK_EVERY == 0:
+                self._check_loss(float(sums[0]), epoch, done)
             progress(stage, done, len(self.sampler), "batches")
         assert sums is not None  # the sampler refuses data sets without a single batch
         total, *per_head = (sums / len(self.sampler)).tolist()
-        if not np.isfinite(total):
-            raise TrainingError(
-                f"the loss is {total} in epoch {epoch + 1}; start again with a lower "
-                f"training.learning_rate than {learning_rate:g}, or with precision fp32"
-            )
+        self._check_loss(total, epoch, len(self.sampler))
+        self._check_weights(epoch)
         heads = tuple(
             HeadReport(name, *per_head[3 * i : 3 * i + 3])
             for i, name in enumerate(self.network.head_names)
         )
         seconds = time.perf_counter() - started
         return EpochReport(epoch + 1, epochs, total, heads, learning_rate, images, seconds)
+
+    def _set_mode(self, epoch: int) -> None:
+        """Training mode; what is frozen in this epoch keeps its weights and its batch norms."""
+        is_frozen = epoch < self.freeze_epochs
+        self.network.train()
+        for backbone in (self.network.trunk, self.network.branches):
+            backbone.train(not is_frozen)
+            backbone.requires_grad_(not is_frozen)
+
+    def _check_loss(self, loss: float, epoch: int, batches: int) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} in epoch {epoch + 1} (noticed after batch {batches} of "
+                f"{len(self.sampler)}); {self._what_to_do(epoch)}"
+            )
+
+    def _check_weights(self, epoch: int) -> None:
+        """The last step's loss is of the weights before it: a broken one shows in the weights."""
+        floating = {k: t for k, t in self.network.state_dict().items() if t.is_floating_point()}
+        is_finite = torch.stack([tensor.isfinite().all() for tensor in floating.values()]).tolist()
+        broken = [name for name, finite in zip(floating, is_finite, strict=True) if not finite]
+        if broken:
+            raise TrainingError(
+                f"{len(broken)} tensors are not finite after epoch {epoch + 1}, {broken[0]} among "
+                f"them; {self._what_to_do(epoch)}"
+            )
+
+    def _what_to_do(self, epoch: int) -> str:
+        return (
+            f"start again with a lower training.learning_rate than {self.schedule.at(epoch):g}, "
+            "with training.clip_norm=5, or with precision fp32"
+        )
 
     def step(self, images: Tensor, labels: Tensor, random: np.random.Generator) -> Loss:
         """One optimisation step on uint8 `images` (B, 3, H, W) of the classes `labels` (B,)."""
@@ -153,10 +223,21 @@ class Trainer:
         )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+        if self.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(
+                [p for group in self.optimizer.param_groups for p in group["params"]],
+                self.clip_norm,
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.network)
         return loss
 
+
+CHECK_EVERY = 50
+"""Batches between two looks at the loss: each waits for the device to finish."""
 
 RATE_FACTOR = "rate_factor"
 """Key of an optimizer's group: its learning rate as a multiple of the schedule's."""

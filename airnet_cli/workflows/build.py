@@ -7,6 +7,7 @@ import torch
 
 from airnet_cli.config.presets import validate_preset
 from airnet_cli.config.schema import Preset
+from airnet_cli.core.averaging import WeightAverage
 from airnet_cli.core.checkpoint import Checkpoint, fill_network
 from airnet_cli.core.data.dataset import ImageDataset, TrainingLoader
 from airnet_cli.core.data.identities import split_identities
@@ -107,9 +108,13 @@ def build_trainer(
             weight_decay=training.weight_decay,
         ),
         schedule=Schedule(
+            shape=training.schedule,
             learning_rate=training.learning_rate,
             factor=training.learning_rate_factor,
             epochs=training.learning_rate_epochs,
+            total_epochs=training.epochs,
+            warmup_epochs=training.warmup_epochs,
+            warmup_start=training.warmup_start,
         ),
         sampler=sampler,
         loader=loader,
@@ -119,6 +124,7 @@ def build_trainer(
             erasing_probability=training.erasing.probability,
             erasing_area=training.erasing.area,
             erasing_aspect=training.erasing.aspect,
+            pad_crop_px=training.pad_crop_px,
         ),
         triplet_margin=training.triplet_margin,
         label_smoothing=training.label_smoothing,
@@ -126,6 +132,9 @@ def build_trainer(
         device=device,
         seed=training.seed,
         scaler=torch.amp.GradScaler(device.type, enabled=training.precision == "fp16"),
+        clip_norm=training.clip_norm,
+        freeze_epochs=training.freeze_epochs,
+        average=(WeightAverage(network, decay=training.ema_decay) if training.ema_decay else None),
     )
     return trainer, identities
 

@@ -19,6 +19,7 @@ from airnet_cli.core.checkpoint import (
 )
 from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.files import write_json, write_text
+from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import (
     DeviceName,
@@ -208,7 +209,13 @@ def _run(
     run = folder()  # only now: a request that can't be carried out leaves no folder behind
     finished = 0
     if (run / STATE).exists():
-        finished = read_training_state(run / STATE, network, trainer.optimizer)
+        finished = read_training_state(
+            run / STATE,
+            network,
+            trainer.optimizer,
+            average=_average(trainer),
+            scaler=trainer.scaler,
+        )
         _cut_log(run / LOG, finished)
     else:
         write_json(run / PRESET, _record(preset, device))
@@ -225,7 +232,7 @@ def _run(
 
     def score(epoch: int) -> Evaluation:
         return score_network(
-            network,
+            trainer.scored_network,
             preset,
             manifest,
             device=device,
@@ -272,16 +279,27 @@ def _how_to_go_on(run: Path) -> str:
 def _save(
     run: Path, trainer: Trainer, preset: Preset, identities: tuple[int, ...], epoch: int
 ) -> None:
-    write_training_state(run / STATE, trainer.network, trainer.optimizer, finished_epochs=epoch)
+    write_training_state(
+        run / STATE,
+        trainer.network,
+        trainer.optimizer,
+        finished_epochs=epoch,
+        average=_average(trainer),
+        scaler=trainer.scaler,
+    )
     write_checkpoint(
         run / CHECKPOINT,
-        trainer.network,
+        trainer.scored_network,
         preset=preset.model_dump(mode="json"),
         height_px=preset.data.height_px,
         width_px=preset.data.width_px,
         identities=identities,
         training=_summary(preset, epoch),
     )
+
+
+def _average(trainer: Trainer) -> AirNet | None:
+    return None if trainer.average is None else trainer.average.network
 
 
 def _summary(preset: Preset, epoch: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Training: learns, repeats itself, resumes bit by bit, and stops when the loss is not finite."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from airnet_cli.core import training
+from airnet_cli.core.averaging import WeightAverage
 from airnet_cli.core.checkpoint import read_training_state, write_training_state
 from airnet_cli.core.data.dataset import ImageDataset, TrainingLoader
 from airnet_cli.core.data.sampler import IdentitySampler
@@ -39,11 +42,27 @@ def small_backbone() -> Backbone:
     )
 
 
+def schedule_of(**changes) -> Schedule:
+    """Return the paper's schedule but for `changes`."""
+    paper = Schedule(
+        shape="steps",
+        learning_rate=3.5e-4,
+        factor=0.1,
+        epochs=[40, 70],
+        total_epochs=200,
+        warmup_epochs=0,
+        warmup_start=0.1,
+    )
+    return replace(paper, **changes)
+
+
 @pytest.fixture
 def build(crops):
     """Return a function that builds a trainer over the drawn crops."""
 
-    def trainer(*, seed=0, backbone=None, variant="airnet", learning_rate=1e-3, **changes):
+    def trainer(
+        *, seed=0, backbone=None, variant="airnet", learning_rate=1e-3, ema_decay=0.0, **changes
+    ):
         paths, person_ids = crops
         torch.manual_seed(seed)
         network = AirNet(backbone or small_backbone(), variant=variant, identities=6)
@@ -59,7 +78,7 @@ def build(crops):
                 lr=learning_rate,
                 weight_decay=5e-4,
             ),
-            schedule=Schedule(learning_rate=learning_rate, factor=0.1, epochs=[2]),
+            schedule=schedule_of(learning_rate=learning_rate, factor=0.1, epochs=[2]),
             sampler=sampler,
             loader=TrainingLoader(dataset, sampler, workers=0, pin_memory=False),
             labels=torch.tensor(person_ids),
@@ -68,6 +87,7 @@ def build(crops):
                 erasing_probability=0.5,
                 erasing_area=(0.02, 0.4),
                 erasing_aspect=(0.3, 3.33),
+                pad_crop_px=0,
             ),
             triplet_margin=0.2,
             label_smoothing=0.0,
@@ -75,7 +95,12 @@ def build(crops):
             device=CPU,
             seed=seed,
             scaler=torch.amp.GradScaler("cpu", enabled=False),
+            clip_norm=0.0,
+            freeze_epochs=0,
+            average=None,
         )
+        if ema_decay:
+            changes["average"] = WeightAverage(network, decay=ema_decay)
         return replace(built, **changes)
 
     return trainer
@@ -91,7 +116,7 @@ def weights(trainer):
 
 def test_training_learns(build):
     """The loss of six people in coloured clothes falls far below that of guessing, log 6."""
-    schedule = Schedule(learning_rate=5e-3, factor=1.0, epochs=[])
+    schedule = schedule_of(learning_rate=5e-3, factor=1.0, epochs=[])
     reports = list(build(schedule=schedule).fit(epochs=12))
     first, last = reports[0], reports[-1]
     assert first.loss > np.log(6)
@@ -128,25 +153,51 @@ def test_same_seed_same_losses(build):
     assert losses(build(seed=2).fit(epochs=3)) != expected
 
 
+SETTINGS = {
+    "paper": {},
+    "average": {"ema_decay": 0.9},
+    "clipped": {"clip_norm": 0.5},
+    "frozen-for-two": {"freeze_epochs": 2},
+    "cosine": {"schedule": schedule_of(shape="cosine", total_epochs=4, warmup_epochs=1)},
+    "all": {"ema_decay": 0.5, "clip_norm": 1.0, "freeze_epochs": 1},
+}
+
+
 @pytest.mark.parametrize("finished", [1, 2])
-def test_resumed_run_is_bit_for_bit_the_undisturbed_one(build, tmp_path, finished):
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_resumed_run_is_bit_for_bit_the_undisturbed_one(build, tmp_path, finished, settings):
     """Written after some epochs, read into a network of other weights, trained to the end."""
-    whole = build()
+    whole = build(**settings)
     expected = losses(whole.fit(epochs=4))
 
-    interrupted = build()
+    interrupted = build(**settings)
     list(interrupted.fit(epochs=finished))
     path = tmp_path / "state.safetensors"
-    write_training_state(path, interrupted.network, interrupted.optimizer, finished_epochs=finished)
+    average = interrupted.scored_network if "ema_decay" in settings else None
+    write_training_state(
+        path,
+        interrupted.network,
+        interrupted.optimizer,
+        finished_epochs=finished,
+        average=average,
+    )
 
-    resumed = build()
+    resumed = build(**settings)
     with torch.no_grad():
-        for parameter in resumed.network.parameters():
-            parameter.normal_()
-    first_epoch = read_training_state(path, resumed.network, resumed.optimizer)
+        for network in {resumed.network, resumed.scored_network}:
+            for parameter in network.parameters():
+                parameter.normal_()
+    first_epoch = read_training_state(
+        path,
+        resumed.network,
+        resumed.optimizer,
+        average=None if average is None else resumed.scored_network,
+    )
     assert first_epoch == finished
     assert losses(resumed.fit(epochs=4, first_epoch=first_epoch)) == expected[finished:]
     assert all(torch.equal(t, weights(whole)[k]) for k, t in weights(resumed).items())
+    averages = (t.scored_network.state_dict() for t in (resumed, whole))
+    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in averages), strict=True))
     state, whole_state = (t.optimizer.state_dict()["state"] for t in (resumed, whole))
     assert state.keys() == whole_state.keys()
     assert all(torch.equal(state[i][k], whole_state[i][k]) for i in state for k in state[i])
@@ -178,9 +229,45 @@ def test_loss_that_is_not_finite_ends_the_run(build, value):
     trainer = build()
     with torch.no_grad():
         trainer.network.heads["I"].classifier.weight.fill_(value)
-    with pytest.raises(TrainingError, match=r"nan in epoch 1; .*lower .*than 0\.001") as raised:
+    trainer.sampler.set_epoch(0)
+    batches = len(trainer.sampler)
+    line = rf"nan in epoch 1 \(noticed after batch {batches} of {batches}\); .*lower .*than 0\.001"
+    with pytest.raises(TrainingError, match=line) as raised:
         list(trainer.fit(epochs=2))
     assert "\n" not in str(raised.value)
+
+
+def test_loss_that_is_not_finite_is_noticed_in_the_epoch(build, monkeypatch):
+    """Each so many batches: a long epoch is not trained to its end for nothing."""
+    monkeypatch.setattr(training, "CHECK_EVERY", 2)
+    trainer = build()
+    with torch.no_grad():
+        trainer.network.heads["I"].classifier.weight.fill_(float("nan"))
+    told = []
+    with pytest.raises(TrainingError, match=r"noticed after batch 2 of \d"):
+        list(trainer.fit(epochs=1, progress=lambda _, done, *__: told.append(done)))
+    assert told == [1]
+
+
+@pytest.mark.parametrize("name", ["trunk.0.1.running_var", "heads.A1.norm.weight"])
+def test_weights_that_are_not_finite_give_no_report(build, monkeypatch, name):
+    """The last step's damage is in no loss yet: the epoch ends in an error that names a tensor, so
+    that nobody saves it.
+    """
+    trainer = build()
+    step = Trainer.step
+
+    def break_after(self, *arguments):
+        loss = step(self, *arguments)
+        trainer.network.state_dict()[name].fill_(float("inf"))
+        return loss
+
+    monkeypatch.setattr(Trainer, "step", break_after)
+    monkeypatch.setattr(type(trainer.sampler), "__len__", lambda _: 1)
+    one = [next(iter(trainer.loader))]
+    broken = replace(trainer, loader=one)
+    with pytest.raises(TrainingError, match=rf"not finite after epoch 1, {name} among them; start"):
+        list(broken.fit(epochs=1))
 
 
 def test_rate_follows_the_schedule(build):
@@ -211,8 +298,136 @@ def test_a_group_can_have_a_multiple_of_the_rate(build):
 )
 def test_schedule_of_the_paper(epoch, rate):
     """3.5e-4, a tenth after 40 finished epochs and again after 70; no warm-up."""
-    schedule = Schedule(learning_rate=3.5e-4, factor=0.1, epochs=[40, 70])
-    assert schedule.at(epoch) == pytest.approx(rate)
+    assert schedule_of().at(epoch) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("shape", ["steps", "cosine"])
+def test_warmup_is_linear(shape):
+    """From its share of the rate in equal steps to the whole; then as without a warm-up."""
+    schedule = schedule_of(shape=shape, warmup_epochs=10, warmup_start=0.01, total_epochs=100)
+    rates = [schedule.at(epoch) for epoch in range(11)]
+    assert rates[0] == pytest.approx(0.01 * 3.5e-4)
+    assert rates[10] == pytest.approx(3.5e-4)
+    assert np.diff(rates) == pytest.approx(np.full(10, 0.099 * 3.5e-4))
+    assert max(schedule.at(epoch) for epoch in range(100)) == rates[10]
+
+
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_cosine_goes_from_the_rate_to_zero(warmup):
+    """Half a cosine over the epochs after the warm-up: whole, half way the half, nearly nothing."""
+    schedule = schedule_of(
+        shape="cosine", learning_rate=1.0, total_epochs=100 + warmup, warmup_epochs=warmup
+    )
+    rates = [schedule.at(epoch) for epoch in range(warmup, 100 + warmup)]
+    by_hand = [0.5 + 0.5 * math.cos(math.pi * epoch / 100) for epoch in range(100)]
+    assert rates == pytest.approx(by_hand)
+    assert (rates[0], rates[50]) == (1, pytest.approx(0.5))
+    assert 0 < rates[-1] < 1e-3
+
+
+def a_step(trainer, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (4, 3, 64, 32), generator=random, dtype=torch.uint8)
+    return trainer.step(images, torch.tensor([0, 0, 1, 1]), np.random.default_rng(0))
+
+
+def gradient_norm(trainer) -> float:
+    squares = [p.grad.square().sum() for p in trainer.network.parameters() if p.grad is not None]
+    return float(sum(squares)) ** 0.5
+
+
+def test_clipping_shortens_long_gradients_alone(build):
+    """Above the length: same direction, that length; below it and at 0: as it is."""
+    plain, short, long = build(), build(clip_norm=1e-3), build(clip_norm=1e6)
+    for trainer in (plain, short, long):
+        trainer.network.train()
+        a_step(trainer)
+    norm = gradient_norm(plain)
+    assert norm > 1e-2
+    assert gradient_norm(long) == norm
+    assert gradient_norm(short) == pytest.approx(1e-3, rel=1e-3)
+    for expected, found in zip(plain.network.parameters(), short.network.parameters(), strict=True):
+        if expected.grad is not None:
+            torch.testing.assert_close(found.grad, expected.grad * 1e-3 / norm, rtol=1e-3, atol=0)
+
+
+def test_clipping_looks_at_unscaled_gradients(build):
+    """With fp16's loss scaling the length is that of the true gradients."""
+    scaled = build(clip_norm=1e-3, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**12))
+    plain = build(clip_norm=1e-3)
+    for trainer in (scaled, plain):
+        trainer.network.train()
+        a_step(trainer)
+    assert gradient_norm(scaled) == pytest.approx(gradient_norm(plain), rel=1e-3)
+
+
+def test_frozen_backbone_rests_until_its_time(build):
+    """For the first epochs trunk and branches keep weights and running statistics, heads learn;
+    after that everything does.
+    """
+    trainer = build(freeze_epochs=2)
+    start = weights(trainer)
+
+    def moved(before, after):
+        return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+
+    heads = {k for k in start if k.startswith("heads.") and not k.endswith("norm.bias")}
+    for report in trainer.fit(epochs=3):
+        now = weights(trainer)
+        if report.epoch <= 2:
+            assert moved(start, now) == heads
+        else:
+            assert moved(start, now) == {k for k in start if not k.endswith("norm.bias")} | {
+                k for k in start if k.endswith("norm.bias") and not k.startswith("heads.")
+            }
+
+
+def test_average_is_scored_and_the_training_does_not_see_it(build):
+    """The same losses and weights as without it; the scored network lies behind the weights."""
+    plain, averaged = build(), build(ema_decay=0.9)
+    assert plain.scored_network is plain.network
+    assert losses(plain.fit(epochs=2)) == losses(averaged.fit(epochs=2))
+    expected, found = weights(plain), weights(averaged)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    name = "heads.A1.classifier.weight"
+    behind, ahead = averaged.scored_network.state_dict()[name].norm(), found[name].norm()
+    assert 0 < behind < ahead
+
+
+def test_average_follows_every_step(build):
+    """After two steps it is d^2 w0 + (1 - d) (d w1 + w2)."""
+    trainer, name = build(ema_decay=0.75), "heads.A1.classifier.weight"
+    trainer.network.train()
+    seen = [weights(trainer)[name]]
+    for seed in (1, 2):
+        a_step(trainer, seed)
+        seen.append(weights(trainer)[name])
+    expected = 0.75**2 * seen[0] + 0.25 * (0.75 * seen[1] + seen[2])
+    torch.testing.assert_close(trainer.scored_network.state_dict()[name], expected)
+
+
+def test_loss_scaler_is_resumed(build, tmp_path):
+    """fp16's scale, which grows with every good step, goes on where it was; without fp16 the file
+    has none.
+    """
+
+    def scaler():
+        return torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+
+    whole = build(scaler=scaler())
+    expected = losses(whole.fit(epochs=3))
+    interrupted = build(scaler=scaler())
+    list(interrupted.fit(epochs=1))
+    path = tmp_path / "state.safetensors"
+    parts = (interrupted.network, interrupted.optimizer)
+    write_training_state(path, *parts, finished_epochs=1, scaler=interrupted.scaler)
+    resumed = build(scaler=scaler())
+    parts = (resumed.network, resumed.optimizer)
+    read_training_state(path, *parts, scaler=resumed.scaler)
+    assert resumed.scaler.state_dict() == interrupted.scaler.state_dict()
+    assert resumed.scaler.get_scale() > 8
+    assert losses(resumed.fit(epochs=3, first_epoch=1)) == expected[1:]
+    assert resumed.scaler.state_dict() == whole.scaler.state_dict()
 
 
 def test_step_in_bfloat16_trains_float32_weights(build):

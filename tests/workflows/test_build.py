@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from airnet_cli.config.presets import load_preset
-from airnet_cli.config.schema import Preset
+from airnet_cli.config.schema import Evaluation, Model, Preset, Training
 from airnet_cli.core.checkpoint import read_checkpoint, write_checkpoint
 from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.model.airnet import AirNet, interaction_poolings
-from airnet_cli.core.training import RATE_FACTOR
+from airnet_cli.core.training import RATE_FACTOR, Trainer
+from airnet_cli.errors import PresetError
 from airnet_cli.workflows.build import build_network, build_trainer, restore_network
 
 
@@ -76,10 +77,16 @@ def test_a_checkpoint_of_before_these_settings_is_the_paper(preset_with, tmp_pat
     """A preset without the newer keys is read, and means what it meant."""
     preset = preset_with()
     old = preset.model_dump(mode="json")
-    new = ("attention", "activation"), ("interaction_init", "interaction_lr_factor")
-    for section, keys in zip(("model", "training"), new, strict=True):
-        for key in keys:
-            del old[section][key]
+    sections = {"model": Model, "training": Training, "evaluation": Evaluation}
+    new = [
+        (section, name)
+        for section, schema in sections.items()
+        for name, field in schema.model_fields.items()
+        if not field.is_required()
+    ]
+    assert {("model", "attention"), ("training", "ema_decay")} < set(new)
+    for section, name in new:
+        del old[section][name]
     path = tmp_path / "model.safetensors"
     write_checkpoint(
         path,
@@ -141,3 +148,56 @@ def test_interaction_has_a_rate_of_its_own(
     assert found == pytest.approx(rates)
     assert len(seen) == len({id(p) for p in seen})
     assert {id(p) for p in seen} == {id(p) for p in network.parameters() if p.requires_grad}
+
+
+def test_settings_of_training_reach_the_trainer(preset_with, tiny_data_root: Path) -> None:
+    """Each by its own name; without them there is no average and nothing is clipped or frozen."""
+    manifest = load_prepared(tiny_data_root, "tiny")
+
+    def trainer_of(*overrides: str) -> Trainer:
+        preset = preset_with(*overrides)
+        return build_trainer(preset, built(preset), manifest, device=torch.device("cpu"))[0]
+
+    plain = trainer_of()
+    assert (plain.average, plain.clip_norm, plain.freeze_epochs) == (None, 0, 0)
+    assert (plain.schedule.shape, plain.schedule.warmup_epochs) == ("steps", 0)
+    assert plain.augmentation.pad_crop_px == 0
+    trainer = trainer_of(
+        "training.epochs=9",
+        "training.schedule=cosine",
+        "training.warmup_epochs=4",
+        "training.warmup_start=0.2",
+        "training.clip_norm=3",
+        "training.ema_decay=0.75",
+        "training.freeze_epochs=2",
+        "training.pad_crop_px=5",
+        "training.label_smoothing=0.1",
+    )
+    rate = plain.schedule.learning_rate
+    assert [trainer.schedule.at(epoch) for epoch in (0, 4, 9)] == pytest.approx(
+        [0.2 * rate, rate, 0]
+    )
+    assert (trainer.clip_norm, trainer.freeze_epochs, trainer.label_smoothing) == (3, 2, 0.1)
+    assert trainer.augmentation.pad_crop_px == 5
+    name, average = "trunk.0.1.weight", trainer.scored_network
+    before = average.state_dict()[name].clone()
+    with torch.no_grad():
+        trainer.network.state_dict()[name].fill_(0)
+    assert trainer.average is not None
+    trainer.average.update(trainer.network)
+    torch.testing.assert_close(average.state_dict()[name], 0.75 * before)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.warmup_epochs=2", "warmup_epochs must be less than epochs"),
+        ("training.ema_decay=1", "ema_decay"),
+        ("training.schedule=linear", "schedule"),
+        ("training.clip_norm=-1", "clip_norm"),
+    ],
+)
+def test_settings_of_training_are_checked(preset_with, override: str, message: str) -> None:
+    """A value that can't be meant is refused by name."""
+    with pytest.raises(PresetError, match=message):
+        preset_with(override)

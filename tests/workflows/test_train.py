@@ -15,6 +15,7 @@ from airnet_cli.config.presets import load_preset
 from airnet_cli.config.schema import Preset
 from airnet_cli.errors import AirnetError, CheckpointError, DataError, RuntimeSetupError
 from airnet_cli.workflows.dry_run import dry_run
+from airnet_cli.workflows.evaluate import evaluate
 from airnet_cli.workflows.runs import find_model
 from airnet_cli.workflows.train import (
     Listener,
@@ -95,12 +96,11 @@ def test_another_seed_other_losses(
     assert _losses(other) != _losses(tiny_run)
 
 
-def test_resumed_run_ends_with_the_same_weights(
-    train_tiny: Train, tiny_run: Path, tiny_data_root: Path
-) -> None:
-    """Ctrl-C in the second epoch, then resuming, gives the undisturbed run's weights and log."""
+def _stop_in_second_epoch(
+    preset: Preset, *, data_root: Path, runs_root: Path
+) -> tuple[Path, list[str]]:
+    """Ctrl-C in the second epoch: the run folder that is left, and the notes that were heard."""
     runs: list[Path] = []
-
     notes: list[str] = []
     listener = Listener(
         started=lambda start: runs.append(start.run),
@@ -109,23 +109,33 @@ def test_resumed_run_ends_with_the_same_weights(
         evaluated=_ignore,
     )
 
-    def stop_in_second_epoch(stage: str, done: int, *_: object) -> None:
-        if stage == "epoch 2/2" and done == 2:
+    def stop(stage: str, done: int, *_: object) -> None:
+        if stage.startswith("epoch 2/") and done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(
-            load_preset("demo", _overrides_of(tiny_run)),
+            preset,
             preset_name="tiny",
-            data_root=tiny_data_root,
-            runs_root=tiny_run.parent / "stopped",
+            data_root=data_root,
+            runs_root=runs_root,
             device="cpu",
             listener=listener,
-            progress=stop_in_second_epoch,
+            progress=stop,
         )
     (stopped,) = runs
-    assert notes == [f"stopped; the finished epochs are saved: airnet train --resume {stopped}"]
     assert not (stopped / "scores.json").exists()
+    return stopped, notes
+
+
+def test_resumed_run_ends_with_the_same_weights(tiny_run: Path, tiny_data_root: Path) -> None:
+    """Ctrl-C in the second epoch, then resuming, gives the undisturbed run's weights and log."""
+    stopped, notes = _stop_in_second_epoch(
+        load_preset("demo", _overrides_of(tiny_run)),
+        data_root=tiny_data_root,
+        runs_root=tiny_run.parent / "stopped",
+    )
+    assert notes == [f"stopped; the finished epochs are saved: airnet train --resume {stopped}"]
     resumed = resume(stopped, data_root=tiny_data_root, device="cpu", listener=SILENT)
     assert resumed.run == stopped
     assert _losses(stopped) == _losses(tiny_run)
@@ -134,6 +144,54 @@ def test_resumed_run_ends_with_the_same_weights(
     assert resumed.evaluation.whole.mAP == pytest.approx(
         json.loads((tiny_run / "scores.json").read_text())["mAP"], abs=1e-12
     )
+
+
+def test_average_is_saved_scored_and_resumed(
+    train_tiny: Train, tmp_path: Path, tiny_data_root: Path, tiny_overrides: tuple[str, ...]
+) -> None:
+    """With all settings on: the checkpoint has the average and not the weights, its scores are the
+    run's, and a resumed run ends the same, weights and average.
+    """
+    settings = (
+        "training.ema_decay=0.9",
+        "training.clip_norm=1",
+        "training.freeze_epochs=1",
+        "training.warmup_epochs=1",
+        "training.schedule=cosine",
+        "training.pad_crop_px=3",
+        "training.label_smoothing=0.1",
+    )
+    preset = load_preset("demo", [*tiny_overrides, *settings])
+    whole = train_tiny(preset)
+    model, state = (
+        load_file(whole.run / name) for name in ("model.safetensors", "training-state.safetensors")
+    )
+    assert all(torch.equal(tensor, state[f"average.{name}"]) for name, tensor in model.items())
+    name = "heads.A1.classifier.weight"
+    assert not torch.equal(model[name], state[f"network.{name}"])
+
+    again = evaluate(
+        model=whole.run,
+        runs_root=tmp_path,
+        data_name=None,
+        data_root=tiny_data_root,
+        device="cpu",
+        precision="fp32",
+        batch_size=None,
+        workers=0,
+        camera_filter=True,
+        on_model=_ignore,
+    )
+    assert again.to_dict() == whole.evaluation.to_dict()
+
+    stopped, _ = _stop_in_second_epoch(
+        preset, data_root=tiny_data_root, runs_root=tmp_path / "stopped"
+    )
+    resume(stopped, data_root=tiny_data_root, device="cpu", listener=SILENT)
+    assert _losses(stopped) == _losses(whole.run)
+    found = load_file(stopped / "training-state.safetensors")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in state.items())
 
 
 def _overrides_of(run: Path) -> list[str]:

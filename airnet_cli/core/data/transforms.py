@@ -89,11 +89,12 @@ NEUTRAL = (*(round(255 * value) for value in IMAGENET_MEAN), 255)
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random horizontal flip and random erasing (Zhong et al. 2020) for a batch.
+    """Random horizontal flip, pad-and-crop and random erasing (Zhong et al. 2020) for a batch.
 
     The erased patch becomes the ImageNet mean, so that it is exactly zero after normalisation. Its
     area and aspect (height / width) are drawn uniformly; a patch that does not fit into the image
-    is drawn again.
+    is drawn again. Pad-and-crop puts a frame of the same colour around the image and cuts an image
+    of the old size out of it, at a place drawn uniformly: the picture is shifted.
     """
 
     flip_probability: float
@@ -102,6 +103,8 @@ class Augmentation:
     """Smallest and largest share of the image's area."""
     erasing_aspect: tuple[float, float]
     """Smallest and largest height / width."""
+    pad_crop_px: int
+    """Width of the frame, on each side; 0: no pad-and-crop (the paper)."""
 
     def __call__(self, images: Tensor, random: np.random.Generator) -> Tensor:
         """Augment uint8 `images` (B, 3, H, W), never in place; float32 in 0-1, same shape."""
@@ -116,6 +119,9 @@ class Augmentation:
         flipped, erased = flipped.to(device)[:, None, None, None], erased.to(device)
         mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
         augmented = torch.where(flipped, images.flip(3), images).float().div_(255)
+        if self.pad_crop_px:  # drawn last: without it nothing is, and earlier runs stay the same
+            corners = random.integers(2 * self.pad_crop_px + 1, size=(batch, 2))  # top, left
+            augmented = self._pad_crop(augmented, torch.from_numpy(corners).to(device), mean)
         return torch.where(erased, mean, augmented)
 
     def _draw_patch(self, height: int, width: int, random: np.random.Generator) -> "Patch | None":
@@ -130,6 +136,18 @@ class Augmentation:
                 left = int(random.integers(width - patch_width + 1))
                 return Patch(top, top + patch_height, left, left + patch_width)
         return None
+
+    def _pad_crop(self, images: Tensor, corners: Tensor, colour: Tensor) -> Tensor:
+        """Frame `images` (B, 3, H, W) in `colour`; cut them out from `corners` (B, 2) on."""
+        batch, channels, height, width = images.shape
+        frame = self.pad_crop_px
+        padded = colour.expand(batch, channels, height + 2 * frame, width + 2 * frame).clone()
+        padded[:, :, frame : frame + height, frame : frame + width] = images
+        rows = corners[:, 0, None] + torch.arange(height, device=images.device)  # (B, H)
+        columns = corners[:, 1, None] + torch.arange(width, device=images.device)  # (B, W)
+        image = torch.arange(batch, device=images.device)
+        cut = padded.permute(0, 2, 3, 1)[image[:, None, None], rows[:, :, None], columns[:, None]]
+        return cut.permute(0, 3, 1, 2)  # (B, 3, H, W)
 
 
 MOST_DRAWS = 100

@@ -9,17 +9,20 @@ import torch
 from PIL import Image
 
 from airnet_cli.core.data.transforms import Augmentation, read_image
-from airnet_cli.core.model.airnet import AirNet
+from airnet_cli.core.model.airnet import IMAGENET_MEAN, AirNet
 from airnet_cli.core.model.backbone import build_backbone
 from airnet_cli.errors import DataError
 
 
-def augmentation(flip=0.0, erasing=0.0, area=(0.02, 0.4), aspect=(0.3, 1 / 0.3)) -> Augmentation:
+def augmentation(
+    flip=0.0, erasing=0.0, area=(0.02, 0.4), aspect=(0.3, 1 / 0.3), frame=0
+) -> Augmentation:
     return Augmentation(
         flip_probability=flip,
         erasing_probability=erasing,
         erasing_area=area,
         erasing_aspect=aspect,
+        pad_crop_px=frame,
     )
 
 
@@ -93,6 +96,50 @@ def test_flip_mirrors_left_and_right():
     is_plain = [torch.equal(a, b) for a, b in zip(some, as_float, strict=True)]
     assert all(a != b for a, b in zip(is_mirrored, is_plain, strict=True))
     assert 10 < sum(is_mirrored) < 30
+
+
+def test_pad_and_crop_shifts_inside_a_frame():
+    """Each result is one of the (2 n + 1)^2 crops of the framed image, and all shifts occur; what
+    comes from the frame is exactly zero for the network.
+    """
+    with torch.device("cpu"):
+        network = AirNet(build_backbone("mobilenet_v2"), variant="baseline", identities=None)
+    frame, images = 2, images_of(1, 12, 6).expand(600, -1, -1, -1)
+    shifted = augmentation(frame=frame)(images, rng())
+    assert shifted.shape == images.shape
+    padded = torch.tensor(IMAGENET_MEAN).view(3, 1, 1).repeat(1, 12 + 2 * frame, 6 + 2 * frame)
+    padded[:, frame:-frame, frame:-frame] = images[0].float() / 255
+    crops = {
+        (top, left): padded[:, top : top + 12, left : left + 6]
+        for top in range(2 * frame + 1)
+        for left in range(2 * frame + 1)
+    }
+    found = [
+        [corner for corner, crop in crops.items() if torch.equal(image, crop)] for image in shifted
+    ]
+    assert all(len(corners) == 1 for corners in found)
+    counts = [sum(corners == [corner] for corners in found) for corner in crops]
+    assert min(counts) > 600 / 25 / 3
+    up = next(i for i, corners in enumerate(found) if corners[0][0] == 0)
+    assert network.normalize(shifted)[up, :, :frame].abs().max() == 0
+
+
+def test_without_pad_and_crop_nothing_is_drawn_for_it():
+    """Runs of before this setting have the same numbers; with it, flips and patches stay."""
+    images, plain, framed = images_of(8, 32, 16), rng(3), rng(3)
+    augmentation(flip=0.5, erasing=0.5)(images, plain)
+    draws = rng(3)
+    draws.random(8)
+    draw = augmentation(flip=0.5, erasing=0.5)._draw_patch
+    patches = [draw(32, 16, draws) for _ in range(8)]
+    assert plain.bit_generator.state == draws.bit_generator.state
+    shifted = augmentation(flip=0.5, erasing=0.5, frame=3)(images, framed)
+    mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
+    for patch, image in zip(patches, shifted, strict=True):
+        if patch is not None:
+            inside = image[:, patch.top : patch.bottom, patch.left : patch.right]
+            assert torch.equal(inside, mean.expand_as(inside))
+    assert framed.bit_generator.state != plain.bit_generator.state
 
 
 def test_result_is_float_in_0_1_of_the_same_shape():
