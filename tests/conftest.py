@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +231,120 @@ def browser() -> Iterator[Browser]:
     started = Browser(driver)
     yield started
     started.close()
+
+
+@dataclass(frozen=True)
+class MiniatureCuhk03:
+    """A few persons of CUHK03, drawn, in the formats of the two official files."""
+
+    images: Path
+    """`cuhk-03.mat`, MATLAB 7.3."""
+    protocol: Path
+    """`cuhk03_new_protocol_config_labeled.mat`, MATLAB 5."""
+    pixels: dict[str, Any]
+    """(H, W, 3) uint8 of each image, by its name in the protocol."""
+
+
+CUHK03_PERSONS = (3, 2, 1, 1, 1)
+"""In each pair of cameras; persons 2 and 4 train, the others are tested on."""
+
+
+@pytest.fixture
+def miniature_cuhk03(tmp_path: Path) -> MiniatureCuhk03:
+    """Both files in `tmp_path/cuhk03`, each image with a size and pixels of its own."""
+    import numpy as np
+
+    folder = tmp_path / "cuhk03"
+    folder.mkdir()
+    random = np.random.default_rng(3)
+    cells: dict[str, Any] = {}
+    person_ids: dict[str, int] = {}
+    number = 0
+    for pair, persons in enumerate(CUHK03_PERSONS, start=1):
+        for person in range(1, persons + 1):
+            number += 1
+            # The fifth image by camera 1 is nobody's, like many in the official file.
+            for image in (1, 2, 6, 7, 10):
+                name = f"{pair}_{person:03}_{1 if image <= 5 else 2}_{image:02}.png"
+                height, width = random.integers(5, 15, 2)
+                cells[name] = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+                person_ids[name] = number
+    images = folder / "cuhk-03.mat"
+    _write_cuhk03_images(images, cells)
+    protocol = folder / "cuhk03_new_protocol_config_labeled.mat"
+    _write_cuhk03_protocol(protocol, person_ids)
+    return MiniatureCuhk03(images=images, protocol=protocol, pixels=cells)
+
+
+def _write_cuhk03_images(path: Path, cells: dict[str, Any]) -> None:
+    """Write cells of cells of images as MATLAB 7.3 does: references, axes in the other order."""
+    import h5py
+    import numpy as np
+
+    with h5py.File(path, "w", userblock_size=512) as file:
+        references = file.create_group("#refs#")
+
+        def put(value: Any, kind: str) -> Any:
+            written = references.create_dataset(str(len(references)), data=value)
+            written.attrs["MATLAB_class"] = np.bytes_(kind)
+            return written
+
+        def cell_array(rows: list[list[Any]]) -> Any:
+            value = np.array([[each.ref for each in row] for row in rows], dtype=h5py.ref_dtype)
+            return np.ascontiguousarray(value.T)
+
+        empty = put(np.zeros(2, dtype=np.uint64), "double")
+        empty.attrs["MATLAB_empty"] = np.uint8(1)
+        for boxes in ("detected", "labeled"):
+            pairs = []
+            for pair, persons in enumerate(CUHK03_PERSONS, start=1):
+                rows = []
+                for person in range(1, persons + 1):
+                    names = [
+                        f"{pair}_{person:03}_{1 if image <= 5 else 2}_{image:02}.png"
+                        for image in range(1, 11)
+                    ]
+                    # The boxes differ, so a reader that mixes them up is caught.
+                    shades = {
+                        name: pixels if boxes == "labeled" else 255 - pixels
+                        for name, pixels in cells.items()
+                    }
+                    rows.append(
+                        [put(shades[n].T, "uint8") if n in shades else empty for n in names]
+                    )
+                pairs.append([put(cell_array(rows), "cell")])
+            top = file.create_dataset(boxes, data=cell_array(pairs))
+            top.attrs["MATLAB_class"] = np.bytes_("cell")
+        testsets = [[put(np.ones((2, 100)), "double")] for _ in range(20)]
+        file.create_dataset("testsets", data=cell_array(testsets))
+    header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Tue Jul 15 2014 HDF5 schema 1.0"
+    with path.open("r+b") as file:
+        file.write(header.ljust(116) + bytes(8) + b"\x00\x02IM")
+
+
+def _write_cuhk03_protocol(path: Path, person_ids: dict[str, int]) -> None:
+    """Write the split: the first image of a test person by each camera is a query."""
+    import numpy as np
+    import scipy.io
+
+    names = list(person_ids)
+
+    def column(values: list[int], kind: Any) -> Any:
+        return np.array(values, dtype=kind).reshape(-1, 1)
+
+    train = [i for i, name in enumerate(names, 1) if person_ids[name] in (2, 4)]
+    query = [i for i, name in enumerate(names, 1) if i not in train and name[-6:-4] in ("01", "06")]
+    gallery = [i for i in range(1, len(names) + 1) if i not in train and i not in query]
+    filelist = np.empty((len(names), 1), dtype=object)
+    filelist[:, 0] = names
+    scipy.io.savemat(
+        path,
+        {
+            "camId": column([int(name.split("_")[2]) for name in names], np.uint8),
+            "filelist": filelist,
+            "labels": column(list(person_ids.values()), np.uint16),
+            "train_idx": column(train, np.uint16),
+            "query_idx": column(query, np.uint16),
+            "gallery_idx": column(gallery, np.uint16),
+        },
+    )

@@ -1,4 +1,4 @@
-"""`airnet prepare-data market1501|csv|demo`: images as they come become a prepared data set.
+"""`airnet prepare-data market1501|...|folder|csv|demo`: images become a prepared data set.
 
 One function per kind of source, all with the same result. `--json` prints one object, version 1:
 
@@ -6,7 +6,7 @@ One function per kind of source, all with the same result. `--json` prints one o
     name             of the data set, for `data.name` in presets
     manifest, root   paths: the file written, the folder of the images
     counts           per split (train, query, gallery): images, ids, cameras, distractors, junk
-    published        the same for the full set as published, or null
+    published        the same for the full set, of splits for which it is published, or null
     notes            what is missing, extra or unusual: one line each
     images_verified  images that were opened and decoded
 """
@@ -14,7 +14,7 @@ One function per kind of source, all with the same result. `--json` prints one o
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,7 +22,7 @@ from airnet_cli.cli.options import DEFAULT_DATA_ROOT, DataRootOption, JsonOption
 from airnet_cli.cli.output import note, print_json, print_table, progress_bars
 
 if TYPE_CHECKING:
-    from airnet_cli.workflows.prepare_data import PreparedDataset
+    from airnet_cli.workflows.preparing import PreparedDataset
 
 JSON_VERSION = 1
 
@@ -41,6 +41,19 @@ WorkersOption = Annotated[
         help="Open images in so many processes; 0: in this one.",
         show_default="one for each processor",
     ),
+]
+ProtocolOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--protocol",
+        help="For cuhk-03.mat: the new protocol's .mat file, or its folder.",
+        show_default="beside cuhk-03.mat",
+    ),
+]
+CUHK03_SOURCE = "The new protocol's image folders, or cuhk-03.mat, or a folder or zip with either."
+NameOption = Annotated[
+    str | None,
+    typer.Option("--name", help="Call the data set so.", show_default="the name of what is given"),
 ]
 
 
@@ -79,6 +92,150 @@ def market1501(
     _show(prepared, json=json)
 
 
+def cuhk03_labeled(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help=CUHK03_SOURCE, show_default=False)
+    ],
+    protocol: ProtocolOption = None,
+    data_root: DataRootOption = DEFAULT_DATA_ROOT,
+    allow_partial: AllowPartialOption = False,
+    no_verify: NoVerifyOption = False,
+    workers: WorkersOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Prepare CUHK03 (new protocol) with boxes drawn by hand.
+
+    Reading cuhk-03.mat needs pip install 'airnet[cuhk03]'; image folders need nothing.
+
+    Example: airnet prepare-data cuhk03-labeled cuhk03-np/
+    """
+    _cuhk03("labeled", source, protocol, data_root, allow_partial, no_verify, workers, json)
+
+
+def cuhk03_detected(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help=CUHK03_SOURCE, show_default=False)
+    ],
+    protocol: ProtocolOption = None,
+    data_root: DataRootOption = DEFAULT_DATA_ROOT,
+    allow_partial: AllowPartialOption = False,
+    no_verify: NoVerifyOption = False,
+    workers: WorkersOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Prepare CUHK03 (new protocol) with boxes found by a detector.
+
+    Reading cuhk-03.mat needs pip install 'airnet[cuhk03]'; image folders need nothing.
+
+    Example: airnet prepare-data cuhk03-detected cuhk03_release/cuhk-03.mat --protocol configs/
+    """
+    _cuhk03("detected", source, protocol, data_root, allow_partial, no_verify, workers, json)
+
+
+def msmt17(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="The MSMT17_V1 or MSMT17_V2 folder, or a zip of it.",
+            show_default=False,
+        ),
+    ],
+    lists: Annotated[
+        Literal["train+val", "train"],
+        typer.Option(
+            "--lists",
+            help="Train on list_train and list_val together, as the paper does, or on list_train "
+            "alone; scores of the two are not comparable.",
+        ),
+    ] = "train+val",
+    data_root: DataRootOption = DEFAULT_DATA_ROOT,
+    allow_partial: AllowPartialOption = False,
+    no_verify: NoVerifyOption = False,
+    workers: WorkersOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Prepare MSMT17, V1 or V2, and hold it against its lists and published counts.
+
+    A folder stays where it is; a zip is unpacked under the data root.
+
+    Example: airnet prepare-data msmt17 MSMT17_V1/
+    """
+    from airnet_cli.workflows.prepare_data import prepare_msmt17
+
+    with progress_bars() as progress:
+        prepared = prepare_msmt17(
+            source,
+            lists=lists,
+            data_root=data_root,
+            allow_partial=allow_partial,
+            verify=not no_verify,
+            workers=workers,
+            progress=progress,
+        )
+    _show(prepared, json=json)
+
+
+def folder(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A folder of images, or a zip of one: one folder per person, or see --pattern.",
+            show_default=False,
+        ),
+    ],
+    name: NameOption = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            "--pattern",
+            help="Where the ids stand in file names without their ending, such as "
+            "'{person_id}_c{camera_id}_*'; with a / in it, in paths below SOURCE.",
+            show_default="the first folder is the person, cameras are not known",
+        ),
+    ] = None,
+    test_share: Annotated[
+        float,
+        typer.Option("--test-share", min=0, max=1, help="Test on this share of the people."),
+    ] = 0.5,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", min=0, max=2**32 - 1, help="Draw test people and queries from this seed."
+        ),
+    ] = 1,
+    data_root: DataRootOption = DEFAULT_DATA_ROOT,
+    allow_partial: AllowPartialOption = False,
+    no_verify: NoVerifyOption = False,
+    workers: WorkersOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Prepare your own images from folders or file names, and split them.
+
+    Nobody is in both training and test. Each camera of a test person gives one query, the rest is
+    the gallery.
+
+    Example: airnet prepare-data folder crops/ --name shop --pattern '{person_id}_c{camera_id}_*'
+    """
+    from airnet_cli.workflows.prepare_data import prepare_folder
+
+    with progress_bars() as progress:
+        prepared = prepare_folder(
+            source,
+            name=name,
+            pattern=pattern,
+            test_share=test_share,
+            seed=seed,
+            data_root=data_root,
+            allow_partial=allow_partial,
+            verify=not no_verify,
+            workers=workers,
+            progress=progress,
+        )
+    _show(prepared, json=json)
+
+
 def csv(
     table: Annotated[
         Path,
@@ -97,10 +254,7 @@ def csv(
             show_default="the table's folder",
         ),
     ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", help="Call the data set so.", show_default="the table's name"),
-    ] = None,
+    name: NameOption = None,
     data_root: DataRootOption = DEFAULT_DATA_ROOT,
     allow_partial: AllowPartialOption = False,
     no_verify: NoVerifyOption = False,
@@ -158,10 +312,41 @@ def demo(
 HELP = "Prepare a data set: read labels, check every image, write data/NAME/manifest.jsonl."
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "market1501": market1501,
+    "cuhk03-labeled": cuhk03_labeled,
+    "cuhk03-detected": cuhk03_detected,
+    "msmt17": msmt17,
+    "folder": folder,
     "csv": csv,
     "demo": demo,
 }
 """The kinds of source, for `app.py` to register under `prepare-data`."""
+
+
+def _cuhk03(
+    boxes: Literal["labeled", "detected"],
+    source: Path,
+    protocol: Path | None,
+    data_root: Path,
+    allow_partial: bool,
+    no_verify: bool,
+    workers: int | None,
+    json: bool,
+) -> None:
+    """What the two commands for CUHK03 do."""
+    from airnet_cli.workflows.prepare_data import prepare_cuhk03
+
+    with progress_bars() as progress:
+        prepared = prepare_cuhk03(
+            source,
+            boxes=boxes,
+            protocol=protocol,
+            data_root=data_root,
+            allow_partial=allow_partial,
+            verify=not no_verify,
+            workers=workers,
+            progress=progress,
+        )
+    _show(prepared, json=json)
 
 
 def _show(prepared: "PreparedDataset", *, json: bool) -> None:
@@ -187,7 +372,7 @@ def _show(prepared: "PreparedDataset", *, json: bool) -> None:
     rows: list[list[object]] = []
     for split, ours in prepared.counts.items():
         rows.append([split, *asdict(ours).values()])
-        if prepared.published is not None:
+        if prepared.published is not None and split in prepared.published:
             rows.append(["  published", *asdict(prepared.published[split]).values()])
     print_table([prepared.name, "images", "identities", "cameras", "distractors", "junk"], rows)
     checked = (

@@ -25,7 +25,11 @@ from airnet_cli.core.retrieval.calibration import (
     write_calibration,
 )
 from airnet_cli.core.retrieval.features import read_features
-from airnet_cli.core.retrieval.metrics import RetrievalScores, evaluate_retrieval
+from airnet_cli.core.retrieval.metrics import (
+    RetrievalScores,
+    check_right_answers,
+    evaluate_retrieval,
+)
 from airnet_cli.core.retrieval.per_query import write_per_query
 from airnet_cli.core.retrieval.rerank import Reranking
 from airnet_cli.core.runtime import (
@@ -34,7 +38,7 @@ from airnet_cli.core.runtime import (
     choose_device,
     keep_freed_memory,
 )
-from airnet_cli.errors import DataError, UsageError
+from airnet_cli.errors import DataError, EvaluationError, UsageError
 from airnet_cli.workflows.build import restore_network
 from airnet_cli.workflows.embedder import choose_heads
 from airnet_cli.workflows.runs import SCORES, Model, find_model
@@ -285,7 +289,7 @@ def score_network(
         EvaluationError: no query has a right answer.
     """
     slices = choose_heads(network.head_slices, heads)
-    check_scorable(manifest)
+    check_scorable(manifest, camera_filter=camera_filter)
     queries, gallery = manifest.split("query"), _without_junk(manifest)
 
     def embed(records: Sequence[ImageRecord], stage: str) -> Tensor:
@@ -392,18 +396,29 @@ def score_network(
     return replace(evaluation, calibration=calibration)
 
 
-def check_scorable(manifest: Manifest) -> None:
-    """Refuse a data set on which nothing can be scored.
+def check_scorable(manifest: Manifest, *, camera_filter: bool = True) -> None:
+    """Refuse a data set on which nothing can be scored, before anything is embedded or trained.
 
     Raises:
         DataError: it has no query or no gallery images.
+        EvaluationError: no query has a right answer.
     """
-    queries, gallery = len(manifest.split("query")), len(_without_junk(manifest))
+    queries, gallery = manifest.split("query"), _without_junk(manifest)
     if not queries or not gallery:
         raise DataError(
-            f"data set '{manifest.name}' has {queries} query and {gallery} gallery images; "
-            "an evaluation needs both"
+            f"data set '{manifest.name}' has {len(queries)} query and {len(gallery)} gallery "
+            "images; an evaluation needs both"
         )
+    try:
+        check_right_answers(
+            query_person_ids=_person_ids(queries),
+            query_camera_ids=_camera_ids(queries),
+            gallery_person_ids=_person_ids(gallery),
+            gallery_camera_ids=_camera_ids(gallery),
+            camera_filter=camera_filter,
+        )
+    except EvaluationError as error:
+        raise EvaluationError(f"data set '{manifest.name}': {error}") from error
 
 
 def _without_junk(manifest: Manifest) -> list[ImageRecord]:

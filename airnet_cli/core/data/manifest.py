@@ -4,7 +4,8 @@ The first line is the header (format, version, name, split rule, counts, root, n
 sha256 of what follows), then one line per image: path relative to the root, person id, camera id,
 split. The root is stored relative to the manifest's folder, so a data root that moves together with
 its images still works. Lines are sorted by split and path: the same images give the same file, byte
-for byte. Junk images are listed too; evaluation leaves them out.
+for byte. Junk images are listed too; evaluation leaves them out. Where ids were made up for people
+and cameras that had other names, the header has the names.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -54,6 +55,10 @@ class Manifest:
     split_rule: str
     """Where the split comes from, in one line."""
     counts: Mapping[Split, SplitCounts]
+    person_names: Mapping[int, str] = field(default_factory=dict)
+    """What the images' maker calls each person id; empty where that is the id itself."""
+    camera_names: Mapping[int, str] = field(default_factory=dict)
+    """The same for camera ids."""
 
     def split(self, split: Split) -> tuple[ImageRecord, ...]:
         """Return the records of one split, sorted by path."""
@@ -108,8 +113,8 @@ def prepare_command(name: str) -> str:
     match name:
         case "demo":
             return "airnet prepare-data demo"
-        case "market1501":
-            return "airnet prepare-data market1501 SOURCE"
+        case "market1501" | "cuhk03-labeled" | "cuhk03-detected" | "msmt17":
+            return f"airnet prepare-data {name} SOURCE"
         case _:
             return f"airnet prepare-data csv TABLE --name {name}"
 
@@ -146,7 +151,14 @@ def count_splits(records: Iterable[ImageRecord]) -> dict[Split, SplitCounts]:
 
 
 def write_manifest(
-    path: Path, *, name: str, root: Path, records: Iterable[ImageRecord], split_rule: str
+    path: Path,
+    *,
+    name: str,
+    root: Path,
+    records: Iterable[ImageRecord],
+    split_rule: str,
+    person_names: Mapping[int, str] | None = None,
+    camera_names: Mapping[int, str] | None = None,
 ) -> Manifest:
     """Write a manifest whole or not at all, and return what `read_manifest` would return.
 
@@ -160,6 +172,7 @@ def write_manifest(
                 f"{later.path} is listed twice in the split {later.split}; list it once"
             )
     counts = count_splits(ordered)
+    names = {"person_names": person_names or {}, "camera_names": camera_names or {}}
     body = "".join(_dump(asdict(record)) for record in ordered).encode()
     try:
         header = _dump(
@@ -172,6 +185,7 @@ def write_manifest(
                 "counts": {split: asdict(count) for split, count in counts.items()},
                 "lines": len(ordered),
                 "sha256": hashlib.sha256(body).hexdigest(),
+                **{key: value for key, value in names.items() if value},
             }
         ).encode()
         with replacing(path) as temporary:
@@ -182,7 +196,12 @@ def write_manifest(
             "make it writable or choose another --data-root"
         ) from error
     return Manifest(
-        name=name, root=root.resolve(), records=ordered, split_rule=split_rule, counts=counts
+        name=name,
+        root=root.resolve(),
+        records=ordered,
+        split_rule=split_rule,
+        counts=counts,
+        **names,
     )
 
 
@@ -209,7 +228,11 @@ def read_manifest(path: Path) -> Manifest:
         records = tuple(ImageRecord(**json.loads(line)) for line in body.splitlines())
         counts = {split: SplitCounts(**header["counts"][split]) for split in SPLITS}
         _check_records(records)
-    except (TypeError, ValueError, KeyError) as error:
+        person_names, camera_names = (
+            {int(number): str(name) for number, name in header.get(key, {}).items()}
+            for key in ("person_names", "camera_names")
+        )
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise DataError(
             f"{path} has a line that can't be used ({error}); run airnet prepare-data again"
         ) from error
@@ -219,6 +242,8 @@ def read_manifest(path: Path) -> Manifest:
         records=records,
         split_rule=header["split_rule"],
         counts=counts,
+        person_names=person_names,
+        camera_names=camera_names,
     )
 
 

@@ -8,6 +8,7 @@ Letters: Q queries, G gallery rows, D embedding size, K gallery rows kept (not j
 answers of a query.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -143,20 +144,18 @@ def evaluate_retrieval(
             "so there is nothing to rank; give the people in the gallery their own ids"
         )
     num_queries = len(query_person_ids)
+    check_right_answers(
+        query_person_ids=query_person_ids,
+        query_camera_ids=query_camera_ids,
+        gallery_person_ids=gallery_person_ids[kept],
+        gallery_camera_ids=gallery_camera_ids[kept],
+        camera_filter=camera_filter,
+    )
     answers = _Answers(gallery_person_ids[kept], gallery_camera_ids[kept], camera_filter)
     queries = list(zip(query_person_ids, query_camera_ids, strict=True))
     sizes = [[len(rows) for rows in answers.of(*query)] for query in queries]
     num_matches, num_ignored = np.array(sizes, dtype=np.int64).T
     counted = np.flatnonzero(num_matches)
-    if len(counted) == 0:
-        raise EvaluationError(
-            _why_none_counts(
-                query_person_ids,
-                query_camera_ids,
-                gallery_person_ids[kept],
-                gallery_camera_ids[kept],
-            )
-        )
     squared_lengths(query_embeddings, rows=np.arange(num_queries), metric=metric, name="query")
 
     per_query = np.full((4, num_queries), np.nan)
@@ -240,6 +239,40 @@ def _reranked_rows(
     for first, distances in blocks:
         np.negative(distances, out=distances)
         yield from enumerate(distances, start=first)
+
+
+def check_right_answers(
+    *,
+    query_person_ids: Integers,
+    query_camera_ids: Integers,
+    gallery_person_ids: Integers,
+    gallery_camera_ids: Integers,
+    camera_filter: bool,
+) -> None:
+    """Raise if no query has a right answer; known from the ids, before anything is embedded.
+
+    Args:
+        query_person_ids: (Q,) whom each query shows.
+        query_camera_ids: (Q,) which camera took it.
+        gallery_person_ids: (K,) whom each gallery image shows, junk left out.
+        gallery_camera_ids: (K,) which camera took it.
+        camera_filter: Whether images by the query's own camera are ignored.
+
+    Raises:
+        EvaluationError: None has; the message says how many ids are shared, how many of those one
+            camera alone has seen, and what to do.
+    """
+    cameras: defaultdict[int, set[int]] = defaultdict(set)
+    for person, camera in zip(
+        gallery_person_ids.tolist(), gallery_camera_ids.tolist(), strict=True
+    ):
+        cameras[person].add(camera)
+    for person, camera in zip(query_person_ids.tolist(), query_camera_ids.tolist(), strict=True):
+        if cameras.get(person, set()) - ({camera} if camera_filter else set()):
+            return
+    raise EvaluationError(
+        _why_none_counts(query_person_ids, query_camera_ids, gallery_person_ids, gallery_camera_ids)
+    )
 
 
 def average_precision(ranks: Integers) -> float:
@@ -365,13 +398,30 @@ def _why_none_counts(
             if person in cameras:
                 cameras[person].add(camera)
     one_camera = sum(len(seen) == 1 for seen in cameras.values())
-    advice = (
-        "check the camera ids, or, if there is one camera only, evaluate with --no-camera-filter"
-        if cameras
-        else "check that the same number means the same person in both sets"
-    )
+    all_cameras = {*query_camera_ids.tolist(), *gallery_camera_ids.tolist()}
+    if not cameras:
+        advice = (
+            f"queries show {_some(query_people)}, the gallery "
+            f"{_some(gallery_people - {DISTRACTOR}) or 'distractors only'}: give one person the "
+            "same number in both sets, and put other images of the queried people into the gallery"
+        )
+    elif len(all_cameras) == 1:
+        advice = (
+            f"all images are by camera {all_cameras.pop()}, and images by the query's own camera "
+            "are ignored: evaluate with --no-camera-filter"
+        )
+    else:
+        advice = (
+            "images by the query's own camera are ignored: check the camera ids, add images of "
+            "the same people by other cameras, or evaluate with --no-camera-filter"
+        )
     return (
         f"no query has a right answer: of {len(query_people)} query and {len(gallery_people)} "
         f"gallery person ids, {len(cameras)} are shared, {one_camera} of them seen by one camera "
         f"only; {advice}"
     )
+
+
+def _some(person_ids: set[int]) -> str:
+    """Name a few of some ids."""
+    return ", ".join(map(str, sorted(person_ids)[:5])) + (", ..." if len(person_ids) > 5 else "")

@@ -348,13 +348,26 @@ def test_progress_reaches_its_total():
         pytest.param(
             {"query_person_ids": np.array([7, 8])},
             "of 2 query and 2 gallery person ids, 0 are shared, 0 of them seen by one camera only; "
-            "check that the same number means the same person",
+            "queries show 7, 8, the gallery 1, 2: give one person the same number",
             id="no shared ids",
         ),
         pytest.param(
+            {"query_person_ids": np.array([11, 11]),
+             "gallery_person_ids": np.array([JUNK, DISTRACTOR, DISTRACTOR])},
+            "queries show 11, the gallery distractors only: give one person the same number",
+            id="distractors only",
+        ),
+        pytest.param(
             {"query_camera_ids": np.array([2, 2])},
-            "2 are shared, 2 of them seen by one camera only; check the camera ids",
+            "2 are shared, 2 of them seen by one camera only; all images are by camera 2, and "
+            "images by the query's own camera are ignored: evaluate with --no-camera-filter",
             id="one camera",
+        ),
+        pytest.param(
+            {"query_camera_ids": np.array([2, 4]), "gallery_camera_ids": np.array([2, 4, 2])},
+            "2 are shared, 2 of them seen by one camera only; images by the query's own camera "
+            "are ignored: check the camera ids, add images of the same people by other cameras",
+            id="each seen by one camera",
         ),
         pytest.param(
             {"gallery_person_ids": np.array([JUNK] * 3)}, "all 3 gallery images are junk", id="junk"

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from airnet_cli.core.data.manifest import SplitCounts
+from airnet_cli.core.data.problems import folder_differences, listed
 from airnet_cli.core.data.records import DISTRACTOR, JUNK, SPLITS, ImageRecord, Split
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError
@@ -86,10 +87,9 @@ def read(root: Path, *, progress: Progress = silent) -> list[ImageRecord]:
                 records.append(record)
         progress("reading names", len(records), None, "images")
     if strange:
-        more = f" and {len(strange) - 10:,} more" if len(strange) > 10 else ""
         raise DataError(
             f"{len(strange):,} file names under {root} are not Market-1501's: "
-            f"{', '.join(strange[:10])}{more}; "
+            f"{listed(strange)}; "
             "a name is like 0002_c1s1_000451_03.jpg, -1 and 0000 only in bounding_box_test; "
             "take these files out or unpack the official archive again"
         )
@@ -98,24 +98,7 @@ def read(root: Path, *, progress: Progress = silent) -> list[ImageRecord]:
 
 def differences(root: Path, counts: Mapping[Split, SplitCounts]) -> list[str]:
     """Name what is missing or extra against the published counts; empty for the full set."""
-    found: list[str] = []
-    for split in SPLITS:
-        folder = FOLDERS[split]
-        if not (root / folder).is_dir():
-            found.append(f"{folder}: the folder is missing")
-            continue
-        ours, published = counts[split], PUBLISHED[split]
-        for what, have, want in (
-            ("images", ours.images, published.images),
-            ("identities", ours.ids, published.ids),
-            ("cameras", ours.cameras, published.cameras),
-            ("distractors", ours.distractors, published.distractors),
-            ("junk images", ours.junk, published.junk),
-        ):
-            if have != want:
-                difference = f"{want - have:,} missing" if have < want else f"{have - want:,} extra"
-                found.append(f"{folder}: {have:,} of {want:,} {what} ({difference})")
-    return found
+    return folder_differences(root, FOLDERS, counts=counts, published=PUBLISHED)
 
 
 def _looks_right(folder: Path) -> bool:

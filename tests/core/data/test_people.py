@@ -1,0 +1,163 @@
+"""Splitting one's own images: nobody on both sides, every query with an answer, the same again."""
+
+from collections import defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airnet_cli.core.data.people import number, split_people
+from airnet_cli.core.data.readers.folder import FoundImage
+from airnet_cli.errors import DataError
+
+
+def people(shots: dict[str, dict[str | None, int]]) -> list[FoundImage]:
+    """Images of people by cameras, so many each."""
+    return [
+        FoundImage(f"{person}/{camera}_{index}.jpg", person, camera)
+        for person, by_camera in shots.items()
+        for camera, count in by_camera.items()
+        for index in range(count)
+    ]
+
+
+def splits_of(records) -> dict[str, list[str]]:
+    found = defaultdict(list)
+    for record in records:
+        found[record.split].append(record.path)
+    return found
+
+
+SHOTS = st.dictionaries(
+    st.integers(1, 30).map(str),
+    st.dictionaries(st.sampled_from("123"), st.integers(1, 3), min_size=1),
+    min_size=2,
+)
+
+
+@settings(deadline=None)
+@given(shots=SHOTS, test_share=st.sampled_from([0.2, 0.5, 0.8]), seed=st.integers(0, 5))
+def test_every_query_has_an_answer(shots, test_share, seed) -> None:
+    """By another camera, in the gallery; nobody on both sides; one query of a camera at most."""
+    images = people(shots)
+    try:
+        split = split_people(images, test_share=test_share, seed=seed)
+    except DataError as error:
+        if "no query would have a right answer" not in str(error):
+            raise
+        return
+    assert sorted(record.path for record in split.records) == sorted(i.path for i in images)
+    people_of, queries = defaultdict(set), []
+    gallery = defaultdict(set)
+    for record in split.records:
+        people_of["train" if record.split == "train" else "test"].add(record.person_id)
+        if record.split == "query":
+            queries.append((record.person_id, record.camera_id))
+        if record.split == "gallery":
+            gallery[record.person_id].add(record.camera_id)
+    assert not people_of["train"] & people_of["test"]
+    assert people_of["train"]
+    assert queries
+    assert len(queries) == len(set(queries))
+    if len({image.camera for image in images}) > 1:
+        assert all(gallery[person] - {camera} for person, camera in queries)
+        searched = {person for person, _ in queries}
+        for person in people_of["test"] - searched:
+            assert len(shots[str(person)]) == 1
+    else:
+        assert all(gallery[person] for person, _ in queries)
+
+
+@pytest.mark.parametrize(
+    ("by_camera", "num_queries"),
+    [
+        pytest.param({"1": 3, "2": 2, "3": 4}, 3, id="one query of each camera"),
+        pytest.param({"1": 2, "2": 2, "3": 1}, 3, id="a camera's only image may be one"),
+        pytest.param({"1": 1, "2": 1}, 1, id="one of two images stays to be found"),
+        pytest.param({"1": 5, "2": 1}, 1, id="the other camera keeps its only image"),
+        pytest.param({"1": 5, "2": 1, "3": 1}, 2, id="one other camera keeps its only image"),
+        pytest.param({"1": 1, "2": 1, "3": 1}, 2, id="one of three images stays"),
+        pytest.param({"1": 9}, 0, id="seen by one camera"),
+    ],
+)
+def test_queries(by_camera: dict[str, int], num_queries: int) -> None:
+    """As many as can be answered."""
+    images = people({"1": by_camera, "2": {"1": 2, "2": 2}})
+    split = split_people(images, test_share=1, seed=1)
+    queries = [r for r in split.records if r.split == "query" and r.person_id == 1]
+    assert len(queries) == num_queries
+    assert split.num_one_camera == (num_queries == 0)
+
+
+@pytest.mark.parametrize("camera", [None, "7"], ids=["no cameras", "one camera"])
+def test_one_camera(camera: str | None) -> None:
+    """One query of each person who has another image."""
+    images = people({"eve": {camera: 3}, "adam": {camera: 2}, "cain": {camera: 1}})
+    split = split_people(images, test_share=1, seed=1)
+    found = splits_of(split.records)
+    assert sorted(path.split("/")[0] for path in found["query"]) == ["adam", "eve"]
+    assert len(found["gallery"]) == 4
+    assert split.num_one_camera == 1
+    assert {record.camera_id for record in split.records} == {0 if camera is None else 7}
+
+
+def test_same_seed_same_split() -> None:
+    """In any order of the images; another seed, another split; a smaller share is a part."""
+    images = people({str(n): {"1": 3, "2": 3} for n in range(1, 41)})
+
+    def test_people(share: float, seed: int, given=images) -> set[str]:
+        records = split_people(given, test_share=share, seed=seed).records
+        return {record.path for record in records if record.split == "query"}
+
+    assert test_people(0.5, 1) == test_people(0.5, 1, images[::-1])
+    assert test_people(0.5, 1) != test_people(0.5, 2)
+    assert test_people(0.25, 1) < test_people(0.5, 1)
+
+
+@pytest.mark.parametrize(("share", "num_test"), [(0, 0), (0.01, 1), (0.5, 2), (0.99, 3), (1, 4)])
+def test_share(share: float, num_test: int) -> None:
+    """Between 0 and 1 there is somebody on either side."""
+    images = people({str(n): {"1": 2, "2": 2} for n in range(1, 5)})
+    split = split_people(images, test_share=share, seed=1)
+    assert split.num_test == num_test
+    train = {record.person_id for record in split.records if record.split == "train"}
+    assert len(train) == 4 - num_test
+
+
+@pytest.mark.parametrize(
+    ("texts", "lowest", "ids", "names"),
+    [
+        pytest.param(["0007", "12"], 1, {"0007": 7, "12": 12}, {}, id="numbers stay"),
+        pytest.param(["0", "10", "9"], 1, {"0": 1, "9": 2, "10": 3}, {1: "0", 2: "9", 3: "10"},
+                     id="0 would be a distractor"),
+        pytest.param(["0", "1"], 0, {"0": 0, "1": 1}, {}, id="0 is a camera"),
+        pytest.param(["7", "007"], 1, {"007": 1, "7": 2}, {1: "007", 2: "7"},
+                     id="one number twice"),
+        pytest.param(["eve", "2", "10"], 1, {"2": 1, "10": 2, "eve": 3},
+                     {1: "2", 2: "10", 3: "eve"}, id="numbers and names"),
+        pytest.param([], 1, {}, {}, id="none"),
+    ],
+)  # fmt: skip
+def test_number(texts, lowest, ids, names) -> None:
+    """Numbers that can stay do; others are counted from 1 and keep their names beside them."""
+    assert number(texts, lowest=lowest) == (ids, names)
+
+
+@pytest.mark.parametrize(
+    ("shots", "share", "message"),
+    [
+        pytest.param({"-1": {"1": 1}, "2": {"1": 1}}, 0.5, "a person -1, which marks junk",
+                     id="junk"),
+        pytest.param({"1": {"1": 2, "2": 2}}, 0.5, "one identity only, which can't be split",
+                     id="one person"),
+        pytest.param({"1": {"1": 2}, "2": {"2": 2}}, 1,
+                     "each of the 2 test identities was seen by one camera only; add images of the "
+                     "same people by other cameras", id="nobody seen twice"),
+        pytest.param({"1": {None: 1}, "2": {None: 1}}, 1,
+                     "each of the 2 test identities has one image only", id="one image each"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_split(shots, share: float, message: str) -> None:
+    """Each is one line that says why and what to do."""
+    with pytest.raises(DataError, match=message):
+        split_people(people(shots), test_share=share, seed=1)
