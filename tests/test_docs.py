@@ -306,6 +306,12 @@ def test_documented_dry_run():
     assert keys(shown) == keys(documented("dry-run"))
 
 
+def test_documented_plan(tmp_path):
+    """`train --variants ... --dry-run --json` prints the documented keys."""
+    words = ["-p", "demo", "--variants", "airnet", "--runs-root", tmp_path, "--dry-run", "--json"]
+    assert keys(printed("train", *words)) == keys(documented("plan"))
+
+
 def test_documented_prepare_data(tmp_path):
     """`prepare-data csv --json` prints the documented keys, and the manifest has its own."""
     from PIL import Image

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from airnet_cli.cli.compare import show_comparison
 from airnet_cli.cli.options import (
     DEFAULT_DATA_ROOT,
     DEFAULT_RUNS_ROOT,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from airnet_cli.config.schema import Preset
     from airnet_cli.core.training import EpochReport
     from airnet_cli.workflows.dry_run import DryRun
+    from airnet_cli.workflows.plan import Plan, PlannedRun
     from airnet_cli.workflows.train import Listener, RunStart, TrainedRun
 
 
@@ -40,6 +42,15 @@ def train(
         int,
         typer.Option("--runs", min=1, help="Train so many runs, with seeds S, S+1, S+2, …"),
     ] = 1,
+    variants: Annotated[
+        str | None,
+        typer.Option(
+            "--variants",
+            metavar="all|NAME,NAME",
+            help="Train each of these variants --runs times: what is finished is skipped, what was "
+            "stopped goes on; then compare.",
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         typer.Option("--resume", metavar="RUN", help="Go on with this stopped run folder."),
@@ -52,13 +63,14 @@ def train(
 ) -> None:
     """Train AIR-Net by a preset into a run folder, and evaluate it.
 
-    Example: airnet train --preset market1501 --set model.variant=baseline --runs 3
+    Example: airnet train --preset market1501 --variants all --runs 3
     """
     if resume is not None:
-        if preset or set_values or precision or seed is not None or runs > 1 or dry_run:
+        own = preset or set_values or precision or seed is not None or runs > 1 or variants
+        if own or dry_run:
             raise UsageError(
                 "--resume goes on with the run's own preset: it takes no --preset, --set, "
-                "--precision, --seed, --runs or --dry-run"
+                "--precision, --seed, --runs, --variants or --dry-run"
             )
         _resume(resume, data_root, device, json)
         return
@@ -72,6 +84,22 @@ def train(
     if seed is not None:
         overrides.append(f"training.seed={seed}")
     chosen = load_preset(preset, overrides)
+    name = Path(preset).stem
+    if variants is not None:
+        from airnet_cli.workflows import plan as plans
+
+        plan = plans.plan_variants(
+            chosen,
+            preset_name=name,
+            variants=plans.read_variants(variants, overrides),
+            runs=runs,
+            runs_root=runs_root,
+        )
+        if dry_run:
+            _show_plan(plan, json)
+        else:
+            _train_variants(plan, name, data_root, runs_root, device, json)
+        return
     if dry_run:
         _dry_run(chosen, json)
         return
@@ -80,7 +108,7 @@ def train(
     with progress_bars() as progress:
         trained = workflow.train_runs(
             chosen,
-            preset_name=Path(preset).stem,
+            preset_name=name,
             runs=runs,
             data_root=data_root,
             runs_root=runs_root,
@@ -89,6 +117,53 @@ def train(
             progress=progress,
         )
     _show_trained(trained, json)
+
+
+def _train_variants(
+    plan: "Plan", preset_name: str, data_root: Path, runs_root: Path, device: DeviceName, json: bool
+) -> None:
+    from airnet_cli.workflows.variants import train_variants
+
+    total = len(plan.runs)
+    note(f"{total} runs: {plan.count('finished')} finished, {_left(plan)}")
+    for variant in dict.fromkeys(each.variant for each in plan.runs):
+        runs = [each for each in plan.runs if each.variant == variant]
+        note(f"{variant}: " + ", ".join(f"seed {each.seed} {_state(each)}" for each in runs))
+    with progress_bars() as progress:
+        comparison = train_variants(
+            plan,
+            preset_name=preset_name,
+            data_root=data_root,
+            runs_root=runs_root,
+            device=device,
+            listener=_listener(),
+            on_run=lambda number, run: note(
+                f"run {number} of {total}: {run.variant}, seed {run.seed}"
+            ),
+            progress=progress,
+        )
+    show_comparison(comparison, json=json)
+
+
+def _left(plan: "Plan") -> str:
+    left = len(plan.runs) - plan.count("finished")
+    if not left:
+        return "nothing to train"
+    return f"{plan.count('unfinished')} to go on with, {plan.count('missing')} to train"
+
+
+def _state(run: "PlannedRun") -> str:
+    if run.state != "unfinished":
+        return run.state
+    return f"unfinished ({run.finished_epochs} of {run.preset.training.epochs} epochs)"
+
+
+def _show_plan(plan: "Plan", json: bool) -> None:
+    if json:
+        print_json(plan.to_dict())
+        return
+    rows = [(each.variant, each.seed, _state(each), str(each.run)) for each in plan.runs]
+    print_table(["variant", "seed", "state", "run"], rows)
 
 
 def _dry_run(preset: "Preset", json: bool) -> None:

@@ -68,6 +68,15 @@ def validate_preset(raw: Mapping[str, object], *, source: str) -> Preset:
     return _validate(raw, source=source)
 
 
+def overridden_keys(overrides: Sequence[str]) -> set[str]:
+    """The dotted keys that `overrides` set.
+
+    >>> overridden_keys(["model.variant = baseline"])
+    {'model.variant'}
+    """
+    return {override.partition("=")[0].strip() for override in overrides}
+
+
 def list_presets() -> list[PresetSummary]:
     """The presets that come with the package, by name."""
     return [

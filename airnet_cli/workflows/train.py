@@ -18,7 +18,7 @@ from airnet_cli.core.checkpoint import (
     write_training_state,
 )
 from airnet_cli.core.data.manifest import load_prepared
-from airnet_cli.core.files import write_json, write_text
+from airnet_cli.core.files import holding, write_json, write_text
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import (
@@ -92,9 +92,34 @@ def train(
         finite.
     """
     seed_everything(preset.training.seed)
+    with contextlib.ExitStack() as held:
+        return _run(
+            preset,
+            lambda: held.enter_context(_alone_in(new_run(runs_root, preset_name))),
+            data_root=data_root,
+            device=choose_device(device),
+            listener=listener,
+            progress=progress,
+        )
+
+
+def train_into(
+    run: Path,
+    preset: Preset,
+    *,
+    data_root: Path,
+    device: DeviceName,
+    listener: Listener,
+    progress: Progress = silent,
+) -> TrainedRun:
+    """Train `preset` in the folder `run`, which the caller holds; see `train`.
+
+    A run of `preset` that was stopped there goes on at the start of its first unfinished epoch.
+    """
+    seed_everything(preset.training.seed)
     return _run(
         preset,
-        lambda: new_run(runs_root, preset_name),
+        lambda: run,
         data_root=data_root,
         device=choose_device(device),
         listener=listener,
@@ -142,21 +167,27 @@ def resume(
     """Go on with a stopped run at the start of its first unfinished epoch.
 
     Raises:
-        CheckpointError: `run` is no run folder, or is finished.
+        CheckpointError: `run` is no run folder, is finished, or is trained by another process.
     """
     recorded = _read_record(run)
     preset = validate_preset(recorded.get("preset", {}), source=str(run / PRESET))
     if (run / SCORES).exists():
         raise CheckpointError(f"run '{run}' is finished; there is nothing to resume")
-    seed_everything(preset.training.seed)
-    return _run(
-        preset,
-        lambda: run,
-        data_root=data_root,
-        device=choose_device(device),
-        listener=listener,
-        progress=progress,
-    )
+    with _alone_in(run):
+        return train_into(
+            run, preset, data_root=data_root, device=device, listener=listener, progress=progress
+        )
+
+
+@contextlib.contextmanager
+def _alone_in(run: Path) -> Iterator[Path]:
+    """Hold the run folder while it is trained: two processes would spoil each other's files."""
+    with holding(run) as is_ours:
+        if not is_ours:
+            raise CheckpointError(
+                f"run '{run}' is being trained by another process; wait for it, or stop it first"
+            )
+        yield run
 
 
 @dataclass(frozen=True)

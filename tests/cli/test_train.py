@@ -44,6 +44,32 @@ def test_train_then_evaluate(
     ]
 
 
+def test_variants_are_trained_once(
+    tiny_data_root: Path, tmp_path: Path, tiny_overrides: tuple[str, ...]
+) -> None:
+    """The plan on stderr, the comparison on stdout; the same command again trains nothing."""
+    roots = ("--data-root", tiny_data_root, "--runs-root", tmp_path)
+    sets = [word for value in tiny_overrides for word in ("--set", value)]
+    words = ("train", "-p", "demo", *sets, "--set", "training.epochs=1", *roots)
+    words += ("--set", "training.learning_rate_epochs=[]", "--variants", "airnet, baseline")
+    trained = _airnet(*words)
+    assert trained.exit_code == 0, trained.stderr
+    assert "2 runs: 0 finished, 0 to go on with, 2 to train" in trained.stderr
+    assert "run 1 of 2: airnet, seed 1" in trained.stderr
+    assert {run.name.rpartition("-")[0] for run in tmp_path.iterdir()} == {
+        "demo-airnet-s1",
+        "demo-baseline-s1",
+    }
+    again = _airnet(*words)
+    assert "2 runs: 2 finished, nothing to train\nairnet: seed 1 finished" in again.stderr
+    assert "run 1 of" not in again.stderr
+    assert again.stdout == trained.stdout
+    rows = [line.split()[:2] for line in again.stdout.splitlines()]
+    assert rows.index(["baseline", "1"]) + 1 == rows.index(["airnet", "1"])
+    planned = json.loads(_airnet(*words, "--dry-run", "--json").stdout)
+    assert [each["state"] for each in planned["plan"]] == ["finished", "finished"]
+
+
 def test_evaluate_json_is_a_contract(tiny_run: Path, tiny_data_root: Path, tmp_path: Path) -> None:
     """Exactly the documented keys, fractions, and nothing but JSON on stdout."""
     run = shutil.copytree(tiny_run, tmp_path / "run")
@@ -88,6 +114,19 @@ def test_dry_run_shows_settings_as_set_takes_them() -> None:
         pytest.param(["train", "-p", "market"], "error: no preset has the name", id="name"),
         pytest.param(
             ["train", "--resume", "runs/x", "--seed", "3"], "error: --resume goes on", id="resume"
+        ),
+        pytest.param(
+            ["train", "--resume", "runs/x", "--variants", "all"], "error: --resume", id="both"
+        ),
+        pytest.param(
+            ["train", "-p", "demo", "--variants", "airnt"],
+            "error: --variants: there is no variant 'airnt'; give all, or some of baseline,",
+            id="variant",
+        ),
+        pytest.param(
+            ["train", "-p", "demo", "--variants", "all", "--set", "model.variant=airnet"],
+            "error: --variants and --set model.variant=... both say the variant; give one",
+            id="variant twice",
         ),
         pytest.param(
             ["evaluate", "absent"], "error: 'absent' does not exist; give a run folder", id="run"

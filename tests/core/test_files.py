@@ -2,11 +2,13 @@
 
 import json
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from airnet_cli.core.files import replacing, write_json, write_text
+from airnet_cli.core.files import holding, replacing, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -68,3 +70,40 @@ def test_json_that_cant_be_written_leaves_the_old_one(tmp_path):
         write_json(path, {"path": tmp_path})
     assert json.loads(path.read_text("utf-8"))["name"] == "Köln"
     assert names(tmp_path) == ["a.json"]
+
+
+def test_a_folder_has_one_holder(tmp_path):
+    """Held until the block ends, well or not; no file is left in it."""
+    with holding(tmp_path) as first:
+        with holding(tmp_path) as second:
+            assert (first, second) == (True, False)
+        with holding(tmp_path) as third:
+            assert not third, "the second one's end frees nothing that is not its own"
+    with pytest.raises(ZeroDivisionError), holding(tmp_path):
+        raise ZeroDivisionError
+    with holding(tmp_path) as last:
+        assert last
+    assert names(tmp_path) == []
+
+
+def test_what_a_killed_process_held_is_free(tmp_path):
+    """The system knows who is alive; no stale lock is left to be cleaned up."""
+    program = (
+        "import sys, time; from pathlib import Path; from airnet_cli.core.files import holding\n"
+        f"with holding(Path({str(tmp_path)!r})) as is_ours:\n"
+        "    print(is_ours, flush=True), time.sleep(99)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"True\n"
+        with holding(tmp_path) as is_ours:
+            assert not is_ours
+        holder.kill()
+        holder.wait()
+    with holding(tmp_path) as is_ours:
+        assert is_ours
+
+
+def test_a_folder_that_was_removed_is_not_held(tmp_path):
+    """Nor is another one of the same name taken for it."""
+    with holding(tmp_path / "gone") as is_ours:
+        assert not is_ours

@@ -1,0 +1,140 @@
+"""Training a plan: what is trained, by whom, and what happens when a run fails."""
+
+import json
+import shutil
+import threading
+import time
+
+import pytest
+
+from airnet_cli.config.presets import load_preset
+from airnet_cli.core.files import holding
+from airnet_cli.errors import CheckpointError, DataError, TrainingError
+from airnet_cli.workflows import variants as workflow
+from airnet_cli.workflows.plan import plan_variants
+from airnet_cli.workflows.train import Listener, resume
+
+
+def _ignore(*_):
+    """Hears nothing."""
+
+
+@pytest.fixture
+def trained(monkeypatch, write_run):
+    """The runs that were trained; training takes a moment here and writes the files of a run."""
+    template = write_run("template")
+    record = json.loads((template / "preset.json").read_text())
+    asked = []
+
+    def train_into(run, preset, **_):
+        asked.append(run.name.rpartition("-")[0] or run.name)
+        time.sleep(0.05)
+        shutil.copytree(template, run, dirs_exist_ok=True)
+        values = preset.model_dump(mode="json")
+        (run / "preset.json").write_text(json.dumps(record | {"preset": values}))
+
+    monkeypatch.setattr(workflow, "train_into", train_into)
+    return asked
+
+
+@pytest.fixture
+def train_plan(tmp_path):
+    """Train two seeds of two variants under `plan`, and give the comparison."""
+
+    def train(notes=None):
+        names = {"preset_name": "market1501", "runs_root": tmp_path / "plan"}
+        preset = load_preset("market1501")
+        plan = plan_variants(preset, variants=("baseline", "airnet"), runs=2, **names)
+        return workflow.train_variants(
+            plan,
+            **names,
+            data_root=tmp_path,
+            device="cpu",
+            listener=Listener(
+                started=_ignore,
+                noted=_ignore if notes is None else notes.append,
+                epoch_finished=_ignore,
+                evaluated=_ignore,
+            ),
+            on_run=_ignore,
+        )
+
+    return train
+
+
+ALL = ["market1501-baseline-s1", "market1501-airnet-s1"]
+ALL += ["market1501-baseline-s2", "market1501-airnet-s2"]
+
+
+def test_each_run_once_then_none(trained, train_plan):
+    """In order; a second call finds everything finished and compares the same."""
+    (table,) = train_plan().tables
+    assert trained == ALL
+    assert [(row.label, row.seeds) for row in table.rows] == [
+        ("baseline", (1, 2)),
+        ("airnet", (1, 2)),
+    ]
+    assert train_plan().tables == (table,)
+    assert trained == ALL
+
+
+def test_two_processes_share_the_work(trained, train_plan):
+    """At the same time they train each run once, none twice."""
+    threads = [threading.Thread(target=train_plan) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(trained) == sorted(ALL)
+
+
+def test_a_run_in_other_hands_is_left_alone(trained, train_plan, tmp_path):
+    """It is named, and the others are trained."""
+    train_plan()
+    trained.clear()
+    run = next((tmp_path / "plan").glob("market1501-airnet-s1-*"))
+    (run / "scores.json").unlink()
+    notes = []
+    with holding(run):
+        comparison = train_plan(notes)
+    assert trained == []
+    assert notes == [f"{run} is being trained by another process; left to it"]
+    assert [each.run for each in comparison.not_counted] == [run]
+    train_plan()
+    assert trained == ["market1501-airnet-s1"], "now it is free, and goes on"
+
+
+def test_a_run_that_fails_does_not_stop_the_others(monkeypatch, trained, train_plan):
+    """The error at the end says which failed and why."""
+    whole = workflow.train_into
+
+    def train_into(run, preset, **rest):
+        if preset.model.variant == "airnet" and preset.training.seed == 1:
+            raise TrainingError("the loss is nan in epoch 3")
+        whole(run, preset, **rest)
+
+    monkeypatch.setattr(workflow, "train_into", train_into)
+    with pytest.raises(TrainingError) as caught:
+        train_plan()
+    assert str(caught.value) == ("a run of 4 failed\nairnet, seed 1: the loss is nan in epoch 3")
+    assert trained == [name for name in ALL if name != "market1501-airnet-s1"]
+
+
+def test_what_can_not_be_trained_leaves_no_folder(monkeypatch, train_plan, tmp_path):
+    """No data set: nothing was made that a later look would take for a run."""
+
+    def train_into(*_, **__):
+        raise DataError("there is no data set")
+
+    monkeypatch.setattr(workflow, "train_into", train_into)
+    with pytest.raises(DataError):
+        train_plan()
+    assert list((tmp_path / "plan").iterdir()) == []
+
+
+def test_a_run_that_is_being_trained_is_not_resumed(write_run, tmp_path):
+    """A second process would spoil the files of the first."""
+    run = write_run("busy", scores=None)
+    silent = Listener(started=_ignore, noted=_ignore, epoch_finished=_ignore, evaluated=_ignore)
+    with holding(run), pytest.raises(CheckpointError, match="is being trained by another process"):
+        resume(run, data_root=tmp_path, device="cpu", listener=silent)
