@@ -25,7 +25,8 @@ def visualize(
         list[Path] | None,
         typer.Argument(
             metavar="IMAGE",
-            help="The pictures to explain; queries of the run's data set if none is given.",
+            help="The pictures to explain; queries of the run's data set if none is given."
+            " With --curves: run folders.",
             show_default=False,
         ),
     ] = None,
@@ -39,6 +40,13 @@ def visualize(
     ranking: Annotated[
         bool,
         typer.Option("--ranking", help="Show what is found, by the whole and by each head alone."),
+    ] = False,
+    curves: Annotated[
+        bool,
+        typer.Option(
+            "--curves",
+            help="Draw losses, scores, CMC and ROC of the runs given as IMAGE, in one figure.",
+        ),
     ] = False,
     against: Annotated[
         Path | None,
@@ -111,6 +119,9 @@ def visualize(
     """
     from airnet_cli.workflows import visualize as workflow
 
+    if curves:
+        _draw_curves(images or [], output, alone=not (gradcam or attention or ranking or html))
+        return
     wanted: list[SheetName] = []
     if gradcam:
         wanted.append("gradcam")
@@ -141,6 +152,18 @@ def visualize(
         )
     paths = [*written.pictures, written.rankings, written.report]
     print_text("\n".join(str(path) for path in paths if path is not None))
+
+
+def _draw_curves(runs: list[Path], output: Path | None, *, alone: bool) -> None:
+    from airnet_cli.errors import UsageError
+    from airnet_cli.workflows.curves import draw_curves
+
+    if not alone:
+        raise UsageError("--curves is of runs, the others are of images; ask for one of them")
+    drawn = draw_curves(runs, output=output or Path("curves.png"))
+    for each in drawn.notes:
+        note(f"note: {each}")
+    print_text(str(drawn.picture))
 
 
 def _say_which(model: "Model") -> None:

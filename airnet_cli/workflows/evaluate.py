@@ -45,6 +45,8 @@ from airnet_cli.workflows.runs import SCORES, Model, find_model
 
 JSON_VERSION = 1
 RANKS = (1, 5, 10, 20)
+CURVE_RANKS = 50
+"""The CMC curve is recorded from rank 1 to this one."""
 """The CMC ranks that are reported."""
 
 
@@ -474,6 +476,7 @@ def _scores_dict(scores: RetrievalScores) -> dict[str, Any]:
         "mAP_trapezoid": scores.mAP_trapezoid,
         "mINP": scores.mINP,
         "cmc": {str(rank): scores.cmc_at(rank) for rank in RANKS},
+        "cmc_curve": [scores.cmc_at(rank) for rank in range(1, CURVE_RANKS + 1)],
         "queries": {
             "total": scores.queries_total,
             "counted": scores.queries_counted,

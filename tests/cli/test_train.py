@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from airnet_cli.cli.app import app
 
-SCORE_KEYS = {"mAP", "mAP_trapezoid", "mINP", "cmc", "queries"}
+SCORE_KEYS = {"mAP", "mAP_trapezoid", "mINP", "cmc", "cmc_curve", "queries"}
 VIPER = Path(__file__).resolve().parents[3] / "shared" / "data" / "viper.zip"
 
 
@@ -81,6 +81,7 @@ def test_evaluate_json_is_a_contract(tiny_run: Path, tiny_data_root: Path, tmp_p
     for part in (scores, *scores["heads"].values()):
         assert set(part) >= SCORE_KEYS
         assert set(part["cmc"]) == {"1", "5", "10", "20"}
+        assert part["cmc"] == {rank: part["cmc_curve"][int(rank) - 1] for rank in part["cmc"]}
         assert set(part["queries"]) == {"total", "counted", "not_counted"}
         assert all(0 <= part[key] <= 1 for key in ("mAP", "mAP_trapezoid", "mINP"))
     assert json.loads((run / "scores.json").read_text()) == scores

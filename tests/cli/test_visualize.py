@@ -83,3 +83,24 @@ def test_errors_are_one_line(tmp_path, monkeypatch, words, message):
     assert result.stdout == ""
     assert result.stderr.startswith(f"error: {message}")
     assert result.stderr.count("\n") == 1
+
+
+def test_curves_are_of_runs(monkeypatch):
+    """`--curves` reads its arguments as run folders, and can't be mixed with what is of images."""
+    from airnet_cli.workflows import curves
+    from airnet_cli.workflows.curves import DrawnCurves
+
+    asked = {}
+
+    def draw(runs, *, output):
+        asked.update(runs=runs, output=output)
+        return DrawnCurves(output, ("b is unfinished",))
+
+    monkeypatch.setattr(curves, "draw_curves", draw)
+    result = runner.invoke(app, ["visualize", "--curves", "runs/a", "runs/b"])
+    assert (result.exit_code, result.stdout) == (0, "curves.png\n")
+    assert "b is unfinished" in result.stderr
+    assert asked == {"runs": [Path("runs/a"), Path("runs/b")], "output": Path("curves.png")}
+    result = runner.invoke(app, ["visualize", "--curves", "runs/a", "--gradcam"])
+    assert result.exit_code == 1
+    assert "ask for one of them" in result.stderr
