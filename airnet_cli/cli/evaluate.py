@@ -182,6 +182,15 @@ def _show(evaluation: "Evaluation") -> None:
     trained_on = protocol.get("training", {}).get("data")
     if trained_on is not None and trained_on != protocol["data"]["name"]:
         note(f"across data sets: trained on {trained_on}, scored on {protocol['data']['name']}")
+    training = protocol.get("training", {})
+    match protocol.get("selection"):
+        case "val":
+            note(f"weights of epoch {training['finished_epochs']}, the best on held-out people")
+        case "test":
+            note(
+                f"weights of epoch {training['finished_epochs']}, the best on the test split of "
+                f"{trained_on}: optimistic there"
+            )
     if not protocol["camera_filter"]:
         note("images of the query's own camera counted too: not the data sets' protocol")
     note(f"{whole.queries_counted:,} of {whole.queries_total:,} queries counted{_why_not(whole)}")

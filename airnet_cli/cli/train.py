@@ -204,6 +204,10 @@ def _listener() -> "Listener":
         started=started,
         noted=lambda text: note(f"note: {text}"),
         epoch_finished=lambda report: note(_epoch_line(report)),
+        validated=lambda epoch, evaluation: note(
+            f"after epoch {epoch}, held-out people: mAP {percent(evaluation.whole.mAP)}, "
+            f"rank-1 {percent(evaluation.whole.cmc_at(1))}"
+        ),
         evaluated=lambda epoch, evaluation: note(
             f"after epoch {epoch}: mAP {percent(evaluation.whole.mAP)}, "
             f"rank-1 {percent(evaluation.whole.cmc_at(1))}"

@@ -104,6 +104,8 @@ def show(value: object) -> str:
 def _broken_rule(path: str, message: str, given: object, overridden: Collection[str]) -> str:
     """The line for a rule between values, with those that its message names."""
     message = message.removeprefix("Value error, ")
+    if not path:  # between tables: the message has its values
+        return message
     named = [
         f"{key} = {show(value)}" + (" (from --set)" if f"{path}.{key}" in overridden else "")
         for key, value in (given.items() if isinstance(given, dict) else ())

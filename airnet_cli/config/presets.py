@@ -160,12 +160,28 @@ def _validate(
     # As JSON because its strict mode is the one that fits TOML: it takes a list for a tuple and 1
     # for 1.0, but neither "12" nor true for a number.
     try:
-        preset = Preset.model_validate_json(json.dumps(raw, default=str), strict=True)
+        preset = Preset.model_validate_json(
+            json.dumps(_with_selection(raw), default=str), strict=True
+        )
     except ValidationError as error:
         problems = [*explain_problems(error, raw, overridden=overridden), *problems]
     if problems:
         raise PresetError("\n".join([*problems, f"in the preset {source}"]))
     return preset
+
+
+def _with_selection(raw: Mapping[str, object]) -> Mapping[str, object]:
+    """Who is held out is selected on, unless `evaluation.select` says otherwise.
+
+    Not a rule of the schema: pydantic would validate what such a rule returns as Python, whose
+    strict mode takes no list for a tuple.
+    """
+    training, evaluation = raw.get("training"), raw.get("evaluation")
+    if not isinstance(training, Mapping) or not isinstance(evaluation, Mapping):
+        return raw
+    if not training.get("val_ids") or "select" in evaluation:
+        return raw
+    return {**raw, "evaluation": {**evaluation, "select": "val"}}
 
 
 def _lay_over(raw: dict[str, object], override: str, overridden: set[str]) -> str | None:

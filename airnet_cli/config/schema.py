@@ -27,6 +27,9 @@ ActivationName = Literal["default", "relu"]
 
 ScheduleName = Literal["steps", "cosine"]
 
+SelectionName = Literal["last", "val", "test"]
+"""By what the epoch is chosen whose weights a run ends with."""
+
 InteractionInitName = Literal["default", "identity"]
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -118,6 +121,8 @@ class Training(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     train_ids: Annotated[int, Field(ge=0)] = 0
     """Train on so many of the data set's identities, drawn with the seed; 0: on all."""
+    val_ids: Annotated[int, Field(ge=0)] = 0
+    """Hold so many training identities out, drawn with the seed, and choose the epoch by them."""
     workers: Annotated[int, Field(ge=0)]
     """Processes that decode images; 0: this one does."""
 
@@ -125,6 +130,12 @@ class Training(Section):
     def _epochs_ascend(self) -> Self:
         if list(self.learning_rate_epochs) != sorted(set(self.learning_rate_epochs)):
             raise ValueError("learning_rate_epochs must ascend, as in [40, 70]")
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_to_tell_apart(self) -> Self:
+        if self.val_ids == 1:
+            raise ValueError("val_ids must be 0, or 2 or more: one person is always found")
         return self
 
     @model_validator(mode="after")
@@ -142,6 +153,10 @@ class Evaluation(Section):
     batch_size: Positive
     normalize_heads: bool
     """Give each head's vector length 1 before they are concatenated (off: the paper)."""
+    select: SelectionName = "last"
+    """The run ends with the weights of the last epoch (the paper); of the best one on held-out
+    people (where `val_ids` are given and nothing is said here); or of the best one on the test
+    split, which is optimistic. Best by mAP, of the epochs that `every` evaluates."""
 
 
 class Preset(Section):
@@ -153,3 +168,17 @@ class Preset(Section):
     model: Model
     training: Training
     evaluation: Evaluation
+
+    @model_validator(mode="after")
+    def _has_something_to_select(self) -> Self:
+        select = self.evaluation.select
+        if select == "val" and not self.training.val_ids:
+            raise ValueError(
+                'evaluation.select = "val" needs people to select by: give training.val_ids too'
+            )
+        if select != "last" and not self.evaluation.every:
+            raise ValueError(
+                f'evaluation.select = "{select}" has one epoch to choose from, since '
+                "evaluation.every = 0 evaluates the last one only: give it a number of epochs"
+            )
+        return self

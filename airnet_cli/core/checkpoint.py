@@ -12,8 +12,9 @@ Weights as tensors; everything else as JSON text in the file's metadata, one key
     versions          python, airnet and library versions that wrote it
 
 The training state for resuming stands beside it, in the same form (`write_training_state`):
-weights, their average where there is one, the optimizer's tensors, the loss scaler's numbers (fp16)
-and the number of finished epochs, so that it does not depend on another file.
+weights, their average where there is one, the optimizer's tensors, the loss scaler's numbers
+(fp16), the best epoch so far with its weights where one is chosen, and the number of finished
+epochs, so that it does not depend on another file.
 """
 
 import hashlib
@@ -40,6 +41,7 @@ STATE_FORMAT = "airnet-training-state"
 _OPTIMIZER = "optimizer."
 _NETWORK = "network."
 _AVERAGE = "average."
+_BEST = "best."
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,26 @@ class Checkpoint:
     """The person_id of each class."""
     training: dict[str, Any]
     tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The best epoch so far, by the scores that a run chooses its weights by."""
+
+    epoch: int
+    """1 for the first."""
+    mAP: float
+    weights: dict[str, Tensor]
+    """On the CPU."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """What a training state says beside what it fills in."""
+
+    finished_epochs: int
+    best: Best | None
+    """None where no epoch has been scored yet, or none is chosen."""
 
 
 def library_versions() -> dict[str, str]:
@@ -159,6 +181,7 @@ def write_training_state(
     finished_epochs: int,
     average: AirNet | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    best: Best | None = None,
 ) -> None:
     """Write what `read_training_state` needs to go on, whole or not at all."""
     tensors = {_NETWORK + name: t.contiguous() for name, t in network.state_dict().items()}
@@ -170,6 +193,9 @@ def write_training_state(
     described: dict[str, Any] = {"finished_epochs": finished_epochs}
     if scaler is not None and scaler.is_enabled():
         described["scaler"] = scaler.state_dict()
+    if best is not None:
+        tensors |= {_BEST + name: tensor.contiguous() for name, tensor in best.weights.items()}
+        described["best"] = {"epoch": best.epoch, "mAP": best.mAP}
     _save(path, tensors, STATE_FORMAT, described)
 
 
@@ -180,8 +206,8 @@ def read_training_state(
     *,
     average: AirNet | None = None,
     scaler: torch.amp.GradScaler | None = None,
-) -> int:
-    """Put the state at `path` back into what is given; the number of finished epochs.
+) -> TrainingState:
+    """Put the state at `path` back into what is given, and return the rest of it.
 
     Raises:
         CheckpointError: no such file, not a training state, or one of another network.
@@ -204,10 +230,14 @@ def read_training_state(
             scaler.load_state_dict(described["scaler"])
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-        return int(described["finished_epochs"])
+        best = described.get("best")
+        return TrainingState(
+            int(described["finished_epochs"]),
+            None if best is None else Best(int(best["epoch"]), float(best["mAP"]), named(_BEST)),
+        )
     except KeyError as error:
         raise CheckpointError(f"training state '{path}' lacks {error} in its metadata") from None
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"training state '{path}' is of another network: {_details(error)}"
         ) from None

@@ -1,5 +1,6 @@
 """A validated preset becomes a network, an optimizer, loaders: the one place that knows both."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from airnet_cli.config.schema import Preset
 from airnet_cli.core.averaging import WeightAverage
 from airnet_cli.core.checkpoint import Checkpoint, fill_network
 from airnet_cli.core.data.dataset import ImageDataset, TrainingLoader
-from airnet_cli.core.data.identities import split_identities
-from airnet_cli.core.data.manifest import Manifest
+from airnet_cli.core.data.held_out import hold_out
+from airnet_cli.core.data.identities import IdentitySplit, split_identities
+from airnet_cli.core.data.manifest import Manifest, count_splits
+from airnet_cli.core.data.records import SPLITS
 from airnet_cli.core.data.sampler import IdentitySampler
 from airnet_cli.core.data.transforms import Augmentation
 from airnet_cli.core.model.airnet import (
@@ -145,12 +148,55 @@ def training_identities(preset: Preset, manifest: Manifest) -> tuple[int, ...]:
     Raises:
         DataError: the data set has fewer identities than the preset asks for.
     """
+    return _split_identities(preset, manifest).train
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Training people who are held out, to choose an epoch by."""
+
+    manifest: Manifest
+    """Its queries and gallery are of the data set's training images."""
+    camera_filter: bool
+    """False where the training images are by one camera."""
+
+
+def build_validation(preset: Preset, manifest: Manifest) -> Validation | None:
+    """Hold out as many people as `preset` says; None where it says none.
+
+    Raises:
+        DataError: the data set has fewer identities than the preset asks for, or nobody who is held
+            out can be searched for.
+    """
+    training = preset.training
+    if not training.val_ids:
+        return None
+    held_out = hold_out(
+        manifest.split("train"),
+        person_ids=_split_identities(preset, manifest).validation,
+        seed=training.seed,
+    )
+    rule = f"{training.val_ids} training identities, held out with seed {training.seed}"
+    ordered = sorted(held_out.records, key=lambda record: SPLITS.index(record.split))
+    return Validation(
+        Manifest(
+            name=manifest.name,
+            root=manifest.root,
+            records=tuple(ordered),
+            split_rule=rule,
+            counts=count_splits(ordered),
+        ),
+        camera_filter=held_out.camera_filter,
+    )
+
+
+def _split_identities(preset: Preset, manifest: Manifest) -> IdentitySplit:
     return split_identities(
         (record.person_id for record in manifest.split("train")),
         train_ids=preset.training.train_ids,
-        val_ids=0,
+        val_ids=preset.training.val_ids,
         seed=preset.training.seed,
-    ).train
+    )
 
 
 def _build_backbone(preset: Preset) -> Backbone:

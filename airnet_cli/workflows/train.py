@@ -12,9 +12,9 @@ import torch
 from airnet_cli.config.presets import validate_preset
 from airnet_cli.config.schema import Preset
 from airnet_cli.core.checkpoint import (
+    Best,
     library_versions,
     read_training_state,
-    write_checkpoint,
     write_training_state,
 )
 from airnet_cli.core.data.manifest import load_prepared
@@ -35,10 +35,13 @@ from airnet_cli.errors import CheckpointError
 from airnet_cli.workflows.build import (
     build_network,
     build_trainer,
+    build_validation,
     training_identities,
 )
-from airnet_cli.workflows.evaluate import Evaluation, check_scorable, score_network
-from airnet_cli.workflows.runs import CHECKPOINT, LOG, PRESET, SCORES, STATE, Model, new_run
+from airnet_cli.workflows.evaluate import Evaluation, check_scorable
+from airnet_cli.workflows.recorded import read_log
+from airnet_cli.workflows.runs import LOG, PRESET, SCORES, STATE, new_run
+from airnet_cli.workflows.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ class Listener:
     epoch_finished: Callable[[EpochReport], None]
     """An epoch was trained and saved."""
     evaluated: Callable[[int, Evaluation], None]
-    """The network was scored after so many finished epochs."""
+    """The network was scored on query and gallery after so many finished epochs."""
+    validated: Callable[[int, Evaluation], None] = lambda epoch, evaluation: None
+    """It was scored on held-out training people."""
 
 
 @dataclass(frozen=True)
@@ -233,20 +238,22 @@ def _run(
     keep_freed_memory()
     manifest = load_prepared(data_root, preset.data.name)
     check_scorable(manifest)
+    validation = build_validation(preset, manifest)
     network = build_network(preset, identities=len(training_identities(preset, manifest))).to(
         device
     )
     trainer, identities = build_trainer(preset, network, manifest, device=device)
     run = folder()  # only now: a request that can't be carried out leaves no folder behind
-    finished = 0
+    finished, best = 0, None
     if (run / STATE).exists():
-        finished = read_training_state(
+        state = read_training_state(
             run / STATE,
             network,
             trainer.optimizer,
             average=_average(trainer),
             scaler=trainer.scaler,
         )
+        finished, best = state.finished_epochs, state.best
         _cut_log(run / LOG, finished)
     else:
         write_json(run / PRESET, _record(preset, device))
@@ -258,24 +265,35 @@ def _run(
 
     seconds = 0.0
     evaluation: Evaluation | None = None
-    epochs, every = preset.training.epochs, preset.evaluation.every
-    model = Model(run / CHECKPOINT, run, was_chosen=False)
+    epochs = preset.training.epochs
+    selection = Selection(
+        run=run,
+        preset=preset,
+        network=trainer.scored_network,
+        identities=identities,
+        manifest=manifest,
+        validation=validation,
+        device=device,
+        best=best,
+        progress=progress,
+    )
 
-    def score(epoch: int) -> Evaluation:
-        return score_network(
-            trainer.scored_network,
-            preset,
-            manifest,
-            device=device,
-            precision="fp32",  # the scores of a run are those of `airnet evaluate`
-            batch_size=preset.evaluation.batch_size,
-            workers=preset.training.workers,
-            model=model,
-            training=_summary(preset, epoch),
-            progress=progress,
-        )
+    def score(epoch: int, line: dict[str, Any]) -> Evaluation | None:
+        scores = selection.score(epoch)
+        line |= scores.to_dict()
+        if line.get("epoch") == epoch:
+            _write_log(run / LOG, line)
+        if scores.validation is not None:
+            listener.validated(epoch, scores.validation)
+        if scores.test is not None:
+            listener.evaluated(epoch, scores.test)
+        return scores.test
 
     try:
+        # Stopped between an epoch's state and its scores: without them, the choice would be
+        # another one, or the run would have none.
+        if selection.is_due(finished) and (selection.chooses or finished == epochs):
+            evaluation = score(finished, (read_log(run) or [{}])[-1])
         with _events(run) as write_events:
             for report in trainer.fit(epochs=epochs, first_epoch=finished, progress=progress):
                 seconds += report.seconds
@@ -283,20 +301,20 @@ def _run(
                 line["images_per_second"] = report.images_per_second
                 # Before the state: a line too many is dropped on resuming, a missing one is lost.
                 _write_log(run / LOG, line)
-                _save(run, trainer, preset, identities, report.epoch)
+                _save(run, trainer, finished_epochs=report.epoch, best=selection.best)
+                selection.save(report.epoch)
                 listener.epoch_finished(report)
-                if report.epoch == epochs or (every and report.epoch % every == 0):
-                    evaluation = score(report.epoch)
-                    line["scores"] = evaluation.to_dict()
-                    _write_log(run / LOG, line)
-                    listener.evaluated(report.epoch, evaluation)
+                if selection.is_due(report.epoch):
+                    evaluation = score(report.epoch, line)
                 write_events(line)
+        if selection.chooses:
+            evaluation = selection.choose()
+            listener.noted(selection.explain())
+            listener.evaluated(epochs, evaluation)
     except KeyboardInterrupt:
         listener.noted(_how_to_go_on(run))
         raise
-    if evaluation is None:  # resumed after the last epoch was saved and before it was scored
-        evaluation = score(epochs)
-        listener.evaluated(epochs, evaluation)
+    assert evaluation is not None  # the last epoch is always scored
     write_json(run / SCORES, evaluation.to_dict())
     return TrainedRun(run, evaluation, seconds)
 
@@ -307,40 +325,20 @@ def _how_to_go_on(run: Path) -> str:
     return f"stopped; the finished epochs are saved: airnet train --resume {run}"
 
 
-def _save(
-    run: Path, trainer: Trainer, preset: Preset, identities: tuple[int, ...], epoch: int
-) -> None:
+def _save(run: Path, trainer: Trainer, *, finished_epochs: int, best: Best | None) -> None:
     write_training_state(
         run / STATE,
         trainer.network,
         trainer.optimizer,
-        finished_epochs=epoch,
+        finished_epochs=finished_epochs,
         average=_average(trainer),
         scaler=trainer.scaler,
-    )
-    write_checkpoint(
-        run / CHECKPOINT,
-        trainer.scored_network,
-        preset=preset.model_dump(mode="json"),
-        height_px=preset.data.height_px,
-        width_px=preset.data.width_px,
-        identities=identities,
-        training=_summary(preset, epoch),
+        best=best,
     )
 
 
 def _average(trainer: Trainer) -> AirNet | None:
     return None if trainer.average is None else trainer.average.network
-
-
-def _summary(preset: Preset, epoch: int) -> dict[str, Any]:
-    return {
-        "data": preset.data.name,
-        "finished_epochs": epoch,
-        "epochs": preset.training.epochs,
-        "seed": preset.training.seed,
-        "precision": preset.training.precision,
-    }
 
 
 def _record(preset: Preset, device: torch.device) -> dict[str, Any]:
@@ -397,7 +395,8 @@ def _events(run: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
                 for key in ("identity_loss", "triplet_loss", "active_triplets"):
                     writer.add_scalar(f"{key}/{head['name']}", head[key], epoch)
             for key in ("mAP", "mINP"):
-                if "scores" in line:
-                    writer.add_scalar(f"scores/{key}", line["scores"][key], epoch)
+                for scored in ("scores", "validation"):
+                    if scored in line:
+                        writer.add_scalar(f"{scored}/{key}", line[scored][key], epoch)
 
         yield write

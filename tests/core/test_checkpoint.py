@@ -12,6 +12,7 @@ from torch import nn
 
 from airnet_cli.core import checkpoint as checkpoint_module
 from airnet_cli.core.checkpoint import (
+    Best,
     fill_network,
     library_versions,
     read_checkpoint,
@@ -260,7 +261,7 @@ def test_training_state_comes_back_exactly(tmp_path):
     write_training_state(path, network, optimizer, finished_epochs=7)
     other = network_of(4, "baseline")
     other_optimizer = adam(other)
-    assert read_training_state(path, other, other_optimizer) == 7
+    assert read_training_state(path, other, other_optimizer).finished_epochs == 7
     state = other.state_dict()
     assert all(torch.equal(t, state[k]) for k, t in network.state_dict().items())
     expected, found = optimizer.state_dict(), other_optimizer.state_dict()
@@ -299,3 +300,20 @@ def test_training_state_without_its_number_of_epochs(tmp_path, network):
     with pytest.raises(CheckpointError, match="finished_epochs") as raised:
         read_training_state(path, network, adam(network))
     assert str(path) in one_line(raised)
+
+
+def test_best_epoch_travels_in_the_training_state(tmp_path):
+    """Its number, its score to the last bit and its weights; without one there is none."""
+    network = network_of(5, "baseline")
+    weights = {name: t.clone() + 1 for name, t in network.state_dict().items()}
+    path = tmp_path / "state.safetensors"
+    best = Best(epoch=4, mAP=0.1 + 0.2, weights=weights)
+    write_training_state(path, network, adam(network), finished_epochs=6, best=best)
+    state = read_training_state(path, network, adam(network))
+    assert state.finished_epochs == 6
+    assert state.best is not None
+    assert (state.best.epoch, state.best.mAP) == (4, 0.1 + 0.2)
+    assert state.best.weights.keys() == weights.keys()
+    assert all(torch.equal(t, weights[name]) for name, t in state.best.weights.items())
+    write_training_state(path, network, adam(network), finished_epochs=6)
+    assert read_training_state(path, network, adam(network)).best is None

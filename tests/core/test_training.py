@@ -187,13 +187,14 @@ def test_resumed_run_is_bit_for_bit_the_undisturbed_one(build, tmp_path, finishe
         for network in {resumed.network, resumed.scored_network}:
             for parameter in network.parameters():
                 parameter.normal_()
-    first_epoch = read_training_state(
+    state = read_training_state(
         path,
         resumed.network,
         resumed.optimizer,
         average=None if average is None else resumed.scored_network,
     )
-    assert first_epoch == finished
+    first_epoch = state.finished_epochs
+    assert (first_epoch, state.best) == (finished, None)
     assert losses(resumed.fit(epochs=4, first_epoch=first_epoch)) == expected[finished:]
     assert all(torch.equal(t, weights(whole)[k]) for k, t in weights(resumed).items())
     averages = (t.scored_network.state_dict() for t in (resumed, whole))

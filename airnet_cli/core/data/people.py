@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from airnet_cli.core.data.queries import draw_queries
 from airnet_cli.core.data.readers.folder import FoundImage
 from airnet_cli.core.data.records import JUNK, ImageRecord
 from airnet_cli.errors import DataError
@@ -79,7 +80,7 @@ def split_people(images: Sequence[FoundImage], *, test_share: float, seed: int) 
         queries: set[str] = set()
         if person_id in test:
             random = np.random.default_rng((seed, PEOPLE_STREAM, person_id))
-            queries = _draw_queries(by_camera, random, by_image=one_camera)
+            queries = draw_queries(by_camera, random, by_image=one_camera)
             num_one_camera += not queries
         for camera_id, paths in by_camera.items():
             records += [
@@ -152,28 +153,3 @@ def _draw_test(identities: Sequence[int], *, test_share: float, seed: int) -> se
         num_test = min(max(num_test, 1), len(identities) - 1)
     drawn = np.random.default_rng((seed, PEOPLE_STREAM)).permutation(np.array(identities))
     return set(drawn[:num_test].tolist())
-
-
-def _draw_queries(
-    by_camera: Mapping[int, Sequence[str]], random: np.random.Generator, *, by_image: bool
-) -> set[str]:
-    """Draw one query of each camera, such that all have an answer in what is left.
-
-    With `by_image`, one query of all images, if any is left then. Nobody whom one camera alone saw
-    is a query: all that is left would be ignored.
-    """
-    if by_image:
-        paths = [path for each in by_camera.values() for path in each]
-        return {paths[int(random.integers(len(paths)))]} if len(paths) > 1 else set()
-    if len(by_camera) < 2:
-        return set()
-    drawn = {
-        camera_id: paths[int(random.integers(len(paths)))]
-        for camera_id, paths in sorted(by_camera.items())
-    }
-    # A query takes its camera's only image out of the gallery. Two cameras with images left answer
-    # everybody; otherwise one camera has to keep its only image.
-    only = [camera_id for camera_id in sorted(by_camera) if len(by_camera[camera_id]) == 1]
-    if len(by_camera) - len(only) < 2:
-        del drawn[only[int(random.integers(len(only)))]]
-    return set(drawn.values())
