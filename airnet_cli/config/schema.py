@@ -157,6 +157,9 @@ class Evaluation(Section):
     """The run ends with the weights of the last epoch (the paper); of the best one on held-out
     people (where `val_ids` are given and nothing is said here); or of the best one on the test
     split, which is optimistic. Best by mAP, of the epochs that `every` evaluates."""
+    camera_filter: bool = True
+    """Ignore images by the query's own camera in a run's scores; off only for data of one camera,
+    and `airnet evaluate` has --no-camera-filter."""
 
 
 class Preset(Section):

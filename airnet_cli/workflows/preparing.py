@@ -196,7 +196,8 @@ def _unusual(written: Manifest) -> list[str]:
     if len({record.camera_id for record in (*query, *written.split("gallery"))}) == 1:
         notes.append(
             "query and gallery are by one camera, and images by the query's own camera are left "
-            "out of scores: run airnet evaluate --no-camera-filter"
+            "out of scores: run airnet evaluate --no-camera-filter, and airnet train --set "
+            "evaluation.camera_filter=false"
         )
     elif same_camera:
         notes.append(

@@ -82,7 +82,7 @@ class Selection:
                 camera_filter=self.validation.camera_filter,
             )
         if self.preset.evaluation.select != "val":
-            test = self._score(self.manifest, model, training)
+            test = self._score_test(model, training)
         judge = {"last": None, "val": validation, "test": test}[self.preset.evaluation.select]
         if judge is not None and (self.best is None or judge.whole.mAP > self.best.mAP):
             weights = {k: t.cpu().clone() for k, t in self.network.state_dict().items()}
@@ -98,7 +98,7 @@ class Selection:
         self.network.load_state_dict(self.best.weights)
         training = self._summary_of_best(self.best)
         self._write(training)
-        return self._score(self.manifest, self._model, training)
+        return self._score_test(self._model, training)
 
     def explain(self) -> str:
         """Which epoch was chosen and by what, in words."""
@@ -113,13 +113,17 @@ class Selection:
     def _model(self) -> Model:
         return Model(self.run / CHECKPOINT, self.run, was_chosen=False)
 
+    def _score_test(self, model: Model | None, training: dict[str, Any]) -> Evaluation:
+        camera_filter = self.preset.evaluation.camera_filter
+        return self._score(self.manifest, model, training, camera_filter=camera_filter)
+
     def _score(
         self,
         manifest: Manifest,
         model: Model | None,
         training: dict[str, Any],
         *,
-        camera_filter: bool = True,
+        camera_filter: bool,
     ) -> Evaluation:
         return score_network(
             self.network,

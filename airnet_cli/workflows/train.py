@@ -237,7 +237,7 @@ def _run(
     check_precision(preset.training.precision, device)
     keep_freed_memory()
     manifest = load_prepared(data_root, preset.data.name)
-    check_scorable(manifest)
+    check_scorable(manifest, camera_filter=preset.evaluation.camera_filter)
     validation = build_validation(preset, manifest)
     network = build_network(preset, identities=len(training_identities(preset, manifest))).to(
         device

@@ -128,9 +128,74 @@ def test_images_from_a_zip(shop: Path, tmp_path: Path) -> None:
     assert (tmp_path / "data" / "shop" / "images" / "5.png").is_file()
 
 
+def test_folder(tmp_path: Path) -> None:
+    """The split that is asked for, with a note about what was numbered."""
+    for person in ("eve", "adam"):
+        for camera in (1, 2):
+            for shot in (1, 2):
+                path = tmp_path / "crops" / f"{person}_c{camera}_{shot}.png"
+                path.parent.mkdir(exist_ok=True)
+                Image.new("RGB", (8, 16), (90, 120, 60)).save(path)
+    result = airnet(
+        "folder", tmp_path / "crops", "--name", "shop", "--pattern", "{person_id}_c{camera_id}_*",
+        "--test-share", "1", "--seed", "3", "--data-root", tmp_path / "data", "--workers", "0",
+        "--json",
+    )  # fmt: skip
+    shown = json.loads(result.stdout)
+    assert shown["name"] == "shop"
+    assert [shown["counts"][split]["images"] for split in ("train", "query", "gallery")] == [
+        0, 4, 4,
+    ]  # fmt: skip
+    assert result.stderr.startswith("note: people were numbered from 1 to 2; ")
+
+
+@pytest.mark.parametrize("boxes", ["labeled", "detected"])
+def test_cuhk03(tmp_path: Path, boxes: str) -> None:
+    """Each command prepares its own boxes and shows their published counts."""
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        path = tmp_path / "cuhk03-np" / boxes / folder / "0001_c1_1.png"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    given = (tmp_path / "cuhk03-np", "--data-root", tmp_path / "data", "--no-verify")
+    result = airnet(f"cuhk03-{boxes}", *given, "--allow-partial")
+    rows = [line.split() for line in result.stdout.splitlines()]
+    published = {"labeled": "7,368", "detected": "7,365"}[boxes]
+    assert ["published", published, "767", "2", "0", "0"] in rows
+    assert (tmp_path / "data" / f"cuhk03-{boxes}" / "manifest.jsonl").is_file()
+    other = airnet({"labeled": "cuhk03-detected", "detected": "cuhk03-labeled"}[boxes], *given)
+    assert other.exit_code == 1
+    assert f"has the {boxes} boxes of CUHK03 only" in other.stderr
+
+
+@pytest.mark.parametrize("lists", ["train+val", "train"])
+def test_msmt17(tmp_path: Path, lists: str) -> None:
+    """With list_train alone nothing published stands beside the training images."""
+    for name, folder in (
+        ("train", "train"), ("val", "train"), ("query", "test"), ("gallery", "test"),
+    ):  # fmt: skip
+        line = f"0000/0000_000_01_0303morning_0008_{name}.jpg"
+        path = tmp_path / "MSMT17_V1" / folder / line
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        (tmp_path / "MSMT17_V1" / f"list_{name}.txt").write_text(f"{line} 0\n")
+    result = airnet(
+        "msmt17", tmp_path / "MSMT17_V1", "--lists", lists, "--allow-partial", "--no-verify",
+        "--data-root", tmp_path / "data",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split()[:2] for line in result.stdout.splitlines()]
+    assert (["published", "32,621"] in rows) is (lists == "train+val")
+    assert ["published", "11,659"] in rows
+    assert ["train", "2" if lists == "train+val" else "1"] in rows
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (("msmt17", "x", "--lists", "val"), 2, "Invalid value"),
+        (("folder", "x", "--test-share", "1.5"), 2, "Invalid value"),
+        (("folder", "x", "--pattern", "x"), 1, "error: --pattern 'x' has no {person_id}"),
+        (("cuhk03-labeled", "nix"), 1, "error: nix does not exist"),
         (("csv", "nix.csv"), 1, "error: nix.csv does not exist"),
         (("market1501", "nix"), 1, "error: nix does not exist"),
         (("csv",), 2, "Missing argument"),

@@ -1,5 +1,6 @@
 """prepare-data folder end to end: one's own images, with and without cameras."""
 
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from airnet_cli.config.presets import load_preset
 from airnet_cli.core.data.manifest import SplitCounts, load_prepared
 from airnet_cli.errors import DataError, EvaluationError, UsageError
 from airnet_cli.workflows.evaluate import check_scorable
 from airnet_cli.workflows.prepare_data import prepare_folder
+from airnet_cli.workflows.train import Listener, train
 
 PATTERN = "{person_id}_c{camera_id}_*"
 
@@ -71,7 +74,8 @@ def test_folders_without_cameras(foldered: Path, tmp_path: Path) -> None:
     assert prepared.notes == (
         "people were numbered from 1 to 4; the manifest's header has their names",
         "query and gallery are by one camera, and images by the query's own camera are left out of "
-        "scores: run airnet evaluate --no-camera-filter",
+        "scores: run airnet evaluate --no-camera-filter, and airnet train --set "
+        "evaluation.camera_filter=false",
     )
     manifest = load_prepared(tmp_path / "data", "family")
     assert manifest.person_names == {1: "adam", 2: "cain", 3: "eve", 4: "seth"}
@@ -155,3 +159,41 @@ def test_bad_requests(
         prepare(named, tmp_path, **changes, allow_partial=True)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("camera_filter", [True, False])
+def test_training_without_cameras(
+    foldered: Path, tmp_path: Path, tiny_overrides: tuple[str, ...], camera_filter: bool
+) -> None:
+    """Refused before it begins, with the setting that it needs; with it, scores say so."""
+    prepare(foldered, tmp_path, name="tiny")
+    overrides = [
+        *tiny_overrides,
+        "training.epochs=1",
+        "training.identities_per_batch=2",
+        "training.learning_rate_epochs=[]",
+        f"evaluation.camera_filter={str(camera_filter).lower()}",
+    ]
+
+    def ignore(*_: object) -> None: ...
+
+    def run():
+        return train(
+            load_preset("demo", overrides),
+            preset_name="tiny",
+            data_root=tmp_path / "data",
+            runs_root=tmp_path / "runs",
+            device="cpu",
+            listener=Listener(
+                started=ignore, noted=ignore, epoch_finished=ignore, evaluated=ignore
+            ),
+        )
+
+    if camera_filter:
+        with pytest.raises(EvaluationError, match=r"--set evaluation\.camera_filter=false"):
+            run()
+        assert not (tmp_path / "runs").exists()
+    else:
+        scores = json.loads((run().run / "scores.json").read_text())
+        assert scores["protocol"]["camera_filter"] is False
+        assert scores["queries"]["counted"] == 2

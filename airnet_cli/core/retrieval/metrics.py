@@ -408,12 +408,14 @@ def _why_none_counts(
     elif len(all_cameras) == 1:
         advice = (
             f"all images are by camera {all_cameras.pop()}, and images by the query's own camera "
-            "are ignored: evaluate with --no-camera-filter"
+            "are ignored: evaluate with --no-camera-filter (a training run: "
+            "--set evaluation.camera_filter=false)"
         )
     else:
         advice = (
             "images by the query's own camera are ignored: check the camera ids, add images of "
-            "the same people by other cameras, or evaluate with --no-camera-filter"
+            "the same people by other cameras, or evaluate with --no-camera-filter (a training "
+            "run: --set evaluation.camera_filter=false)"
         )
     return (
         f"no query has a right answer: of {len(query_people)} query and {len(gallery_people)} "

@@ -56,6 +56,21 @@ def test_round_trip(tmp_path: Path) -> None:
     assert load_prepared(tmp_path / "data", "few") == manifest
 
 
+def test_names_of_ids_that_were_made_up(tmp_path: Path) -> None:
+    """They come back as they were; without any the header has no place for them."""
+    names = {"person_names": {1: "zoë", 7: "0"}, "camera_names": {2: "north"}}
+    path = manifest_path(tmp_path, "few")
+    written = write_manifest(
+        path, name="few", root=tmp_path, records=RECORDS, split_rule="by hand", **names
+    )
+    found = read_manifest(path)
+    assert found == written
+    assert (found.person_names, found.camera_names) == tuple(names.values())
+    plain = write(tmp_path, tmp_path / "images").read_text()
+    assert "_names" not in plain
+    assert read_manifest(path).person_names == {}
+
+
 def test_counts() -> None:
     """Zero is a person in train and nobody in the gallery; junk is nobody."""
     assert count_splits(RECORDS) == {
@@ -176,6 +191,9 @@ def test_refuses_what_is_not_whole(tmp_path: Path, change, message: str) -> None
     [
         ("other", r"no data set 'other' under .* \(prepared there: few\); run: .* csv TABLE"),
         ("market1501", r"run: airnet prepare-data market1501 SOURCE --data-root"),
+        ("cuhk03-labeled", r"run: airnet prepare-data cuhk03-labeled SOURCE --data-root"),
+        ("cuhk03-detected", r"run: airnet prepare-data cuhk03-detected SOURCE --data-root"),
+        ("msmt17", r"run: airnet prepare-data msmt17 SOURCE --data-root"),
         ("demo", r"run: airnet prepare-data demo --data-root"),
         ("../few", r"can't be the name of a data set"),
         ("", r"can't be the name of a data set"),
