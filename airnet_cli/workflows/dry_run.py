@@ -52,7 +52,7 @@ def dry_run(preset: Preset) -> DryRun:
     known = PUBLISHED_IDENTITIES | {"demo": TRAIN_IDENTITIES}
     network = describe_network(preset, identities=None)
     without = sum(parameter.numel() for parameter in network.parameters())
-    identities = known.get(preset.data.name)
+    identities = preset.training.train_ids or known.get(preset.data.name)
     classifiers = None if identities is None else identities * network.embedding_size
     return DryRun(
         preset=preset,

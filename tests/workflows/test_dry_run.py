@@ -12,3 +12,11 @@ def test_dry_run_counts_are_those_of_table_2() -> None:
     assert round(base.parameters_without_classifiers / 1e6, 1) == 23.5
     assert (air.embedding_size, air.heads) == (6144, ("A1", "A2", "I"))
     assert air.parameters_with_classifiers == air.parameters_without_classifiers + 751 * 6144
+
+
+def test_dry_run_counts_the_identities_that_are_trained_on() -> None:
+    """Classifiers are as wide as `training.train_ids` says, also for data that nobody knows."""
+    for name in ("market1501", "own"):
+        few = dry_run(load_preset("market1501", ["training.train_ids=300", f"data.name={name}"]))
+        assert few.parameters_with_classifiers == few.parameters_without_classifiers + 300 * 6144
+    assert dry_run(load_preset("market1501", ["data.name=own"])).parameters_with_classifiers is None
