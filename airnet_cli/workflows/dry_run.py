@@ -52,7 +52,9 @@ def dry_run(preset: Preset) -> DryRun:
     known = PUBLISHED_IDENTITIES | {"demo": TRAIN_IDENTITIES}
     network = describe_network(preset, identities=None)
     without = sum(parameter.numel() for parameter in network.parameters())
-    identities = preset.training.train_ids or known.get(preset.data.name)
+    of_data = known.get(preset.data.name)
+    left = None if of_data is None else of_data - preset.training.val_ids
+    identities = preset.training.train_ids or left
     classifiers = None if identities is None else identities * network.embedding_size
     return DryRun(
         preset=preset,

@@ -310,7 +310,7 @@ def _run(
         if selection.chooses:
             evaluation = selection.choose()
             listener.noted(selection.explain())
-            listener.evaluated(epochs, evaluation)
+            listener.evaluated(evaluation.protocol["training"]["finished_epochs"], evaluation)
     except KeyboardInterrupt:
         listener.noted(_how_to_go_on(run))
         raise

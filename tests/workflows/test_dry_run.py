@@ -15,8 +15,12 @@ def test_dry_run_counts_are_those_of_table_2() -> None:
 
 
 def test_dry_run_counts_the_identities_that_are_trained_on() -> None:
-    """Classifiers are as wide as `training.train_ids` says, also for data that nobody knows."""
+    """As many as `training.train_ids` says, also for data that nobody knows; nobody who is held
+    out.
+    """
     for name in ("market1501", "own"):
         few = dry_run(load_preset("market1501", ["training.train_ids=300", f"data.name={name}"]))
         assert few.parameters_with_classifiers == few.parameters_without_classifiers + 300 * 6144
+    held_out = dry_run(load_preset("market1501", ["training.val_ids=51", "evaluation.every=10"]))
+    assert held_out.parameters_with_classifiers == few.parameters_without_classifiers + 700 * 6144
     assert dry_run(load_preset("market1501", ["data.name=own"])).parameters_with_classifiers is None

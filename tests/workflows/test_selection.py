@@ -171,7 +171,7 @@ def test_a_run_is_chosen_on_held_out_people_and_resumed_the_same(
     maps = [line["validation"]["mAP"] for line in lines]
     epoch = maps.index(max(maps)) + 1
     assert heard[3].startswith(f"weights of epoch {epoch} of 3, the best by mAP on 2 held-out")
-    assert heard[4:] == [("test", 3)]
+    assert heard[4:] == [("test", epoch)]
     scores = json.loads((run / "scores.json").read_text())
     assert scores["protocol"]["selection"] == "val"
     checkpoint = read_checkpoint(run / "model.safetensors")
