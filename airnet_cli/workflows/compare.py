@@ -241,8 +241,8 @@ _PROTOCOL: dict[str, object] = {
 """How the paper scores (method: "Evaluation"); a row says where it was done in another way."""
 
 
-_SELECT = "evaluation.select"
-"""What was asked for; `scores.selection` is what was done."""
+_ASKED = frozenset({"evaluation.select", "evaluation.camera_filter"})
+"""What was asked for; `scores.selection` and `scores.camera_filter` say what was done."""
 
 
 def _read_scores(recorded: RecordedRun) -> _Scored:
@@ -260,7 +260,7 @@ def _read_scores(recorded: RecordedRun) -> _Scored:
             recorded,
             data=str(data["name"]),
             settings={
-                **{k: v for k, v in settings_of(recorded.preset).items() if k != _SELECT},
+                **{k: v for k, v in settings_of(recorded.preset).items() if k not in _ASKED},
                 **{f"scores.{key}": value for key, value in scored.items()},
             },
             counts=(int(data["query_images"]), int(protocol["ranked_gallery_images"])),
@@ -408,7 +408,7 @@ def _beside_paper(data: str, group: Sequence[_Scored]) -> BesidePaper | None:
 _NAMES = {"training.train_ids": "identities", "model.init": "initial weights"}
 """What people call a setting whose key does not say it."""
 
-_NO_MATTER = frozenset({VARIANT, _SELECT, "data.name", "evaluation.every", "scores.precision"})
+_NO_MATTER = _ASKED | {VARIANT, "data.name", "evaluation.every", "scores.precision"}
 """What is the same by construction, or says nothing about the network that is scored."""
 
 

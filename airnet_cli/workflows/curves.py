@@ -1,9 +1,11 @@
 """The curves of runs: losses by epoch, scores by epoch, CMC, ROC. Read from the run folders.
 
-One run has a line for each head, several runs a line each. What a run has not (it is not finished,
-it was not calibrated) has no line, and a panel without lines is left out.
+One run has a line for each head, several runs a line each, those of one setting alike. What a run
+has not (it is not finished, it was not calibrated) has no line, and a panel without lines is left
+out.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,10 +148,17 @@ def _of_several(curves: Sequence[_Curves]) -> list[Panel]:
 
 
 def _names(runs: Sequence[RecordedRun]) -> list[str]:
-    """What differs between the runs: settings, seeds; the folder where nothing does."""
+    """What differs between the runs: settings, seeds; the folder where nothing does.
+
+    Where both settings and seeds differ, runs of one setting share a name, and so a colour: more
+    lines could not be told apart, and what they spread over is what one wants to see.
+    """
     by_settings = labels([settings_of(run.preset) for run in runs])
-    if len(set(by_settings)) == len(runs):
-        return by_settings
+    sizes = Counter(by_settings)
+    if len(sizes) > 1:
+        return [
+            name if sizes[name] == 1 else f"{name} ({sizes[name]} runs)" for name in by_settings
+        ]
     with_seeds = labels([{**settings_of(run.preset), SEED: run.seed} for run in runs])
     if len(set(with_seeds)) == len(runs):
         return with_seeds

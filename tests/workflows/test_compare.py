@@ -170,6 +170,15 @@ def test_how_it_was_scored_is_a_part_of_the_setting(runs, write_run):
     ]
 
 
+def test_a_row_says_how_it_was_scored_not_what_was_asked_for(write_run):
+    """The camera filter stands in the preset and in the scores: it is named once."""
+    off = {"camera_filter": False}
+    write_run("off", "evaluation.camera_filter=false", protocol=off)
+    runs = write_run("on").parent
+    labels = {row.label for row in compare([runs]).tables[0].rows}
+    assert labels == {"airnet, camera_filter=false", "airnet, camera_filter=true"}
+
+
 def test_what_is_left_out_is_listed(runs, write_run):
     """Unfinished, broken, and older than another of the same setting and seed."""
     unfinished = write_run("stopped", scores=None)

@@ -74,6 +74,18 @@ def test_runs_that_differ_by_seed_alone_are_named_by_it(write_run, drawn):
     assert set(by_name(panels["Loss"])) == {"airnet, seed=1", "airnet, seed=2"}
 
 
+def test_runs_of_one_setting_share_a_name(write_run, drawn):
+    """Beside another setting, its seeds are lines of one colour with one entry in the legend."""
+    runs = [write_run(f"a{seed}", seed=seed, epochs=seed) for seed in (1, 2, 3)]
+    panels, _ = drawn(*runs, write_run("b", "model.variant=baseline"))
+    assert [(line.name, len(line.x)) for line in panels["Loss"].lines] == [
+        ("airnet (3 runs)", 1),
+        ("airnet (3 runs)", 2),
+        ("airnet (3 runs)", 3),
+        ("baseline", 2),
+    ]
+
+
 def test_the_roc_is_that_of_the_calibration(write_run, drawn):
     """False-accept against true-accept rates, of the whole and of each head."""
     run = write_run("a")

@@ -21,7 +21,7 @@ def draw_queries(
 
     >>> random = np.random.default_rng(0)
     >>> sorted(draw_queries({1: ["a"], 2: ["b"], 3: ["c"]}, random, by_image=False))
-    ['a', 'c']
+    ['a', 'b']
     """
     if by_image:
         paths = [path for _, each in sorted(by_camera.items()) for path in each]
