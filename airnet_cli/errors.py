@@ -8,6 +8,7 @@
     ├── CheckpointError   a checkpoint or run folder that can't be read or does not fit
     ├── EvaluationError   a problem on which no score can be computed
     ├── TrainingError     a training run that can't go on
+    ├── OutputError       a file or folder that can't be written
     └── RuntimeSetupError device or precision that this machine does not have
 
 Each message is plain text for people: what was wrong, with the value; what would be right; what to
@@ -46,6 +47,10 @@ class EvaluationError(AirnetError):
 
 class TrainingError(AirnetError):
     """A training run that can't start or go on."""
+
+
+class OutputError(AirnetError):
+    """A file or folder that can't be written: no permission, no room, no such place."""
 
 
 class RuntimeSetupError(AirnetError):

@@ -1,8 +1,9 @@
 """The `airnet` command: registers the commands and holds the one error boundary.
 
 Command files are plain functions; `reports_errors` around each of them turns an `AirnetError` into
-a line on stderr and exit code 1. Anything else is a bug and keeps its traceback. Nothing here, nor
-in what it imports, loads torch: `airnet --help` and shell completion stay quick.
+a line on stderr and exit code 1, and a signal into 130 or 143 (`stopping.py`). Anything else is a
+bug and keeps its traceback. Nothing here, nor in what it imports, loads torch: `airnet --help` and
+shell completion stay quick.
 """
 
 import functools
@@ -19,15 +20,13 @@ from airnet_cli.cli.evaluate import evaluate
 from airnet_cli.cli.match import match
 from airnet_cli.cli.output import note
 from airnet_cli.cli.presets import presets
+from airnet_cli.cli.stopping import exit_code, say_stopped, stopping_on_signals
 from airnet_cli.cli.train import train
 from airnet_cli.cli.visualize import visualize
 from airnet_cli.errors import AirnetError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 
 def main() -> None:
@@ -36,18 +35,19 @@ def main() -> None:
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Print an `AirnetError` of `command` to stderr and exit with 1; exit with 130 on Ctrl-C."""
+    """Print an `AirnetError` of `command` to stderr and exit with 1; 130 or 143 when stopped."""
 
     @functools.wraps(command)  # Typer reads the options of the wrapped function
     def reporting(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with stopping_on_signals():
+                return command(*args, **kwargs)
         except AirnetError as error:
             note("error: " + str(error).replace("\n", "\n       "))
             raise typer.Exit(1) from error
-        except KeyboardInterrupt:
-            note("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt as stop:
+            say_stopped(stop)
+            raise typer.Exit(exit_code(stop)) from None
 
     return reporting
 

@@ -253,7 +253,26 @@ def _save(path: Path, tensors: dict[str, Tensor], kind: str, described: dict[str
     header = {"format": kind, "format_version": str(FORMAT_VERSION)}
     header |= {key: json.dumps(value) for key, value in described.items()}
     with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata=header)
+        try:
+            safetensors.torch.save_file(tensors, temporary, metadata=header)
+            _sort_metadata(temporary)
+        except safetensors.SafetensorError as error:  # how it tells of a full disk
+            raise OSError(f"{error}") from None
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata into the order of their keys, so that the same contents are the same file.
+
+    safetensors writes them in an order that is another one in each process.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length, "the same JSON, as short as it can be written"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _load(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,44 +1,88 @@
 """Writing files so that a killed process leaves the old file or the new one, never a half.
 
-And holding a folder, so that two processes do not write into it at once.
+And holding a folder or an output, so that two processes do not write there at once. What a killed
+process left behind under a temporary name is removed by the next one that holds the place.
 """
 
 import contextlib
+import functools
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from airnet_cli.errors import OutputError
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; renamed to it when the block ends well, removed otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """A temporary name beside `path`; renamed to it when the block ends well, removed otherwise.
+
+    Raises:
+        OutputError: the system refused to make, write or rename a file, in the block too.
+    """
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         temporary.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner only
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"can't write '{path}': {error.strerror or error}; make that possible, or choose "
+            "another place"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+PART = ".part"
+"""How temporary names end: `.NAME.xxxxxxxx.part`."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8, whole or not at all.
+
+    Raises:
+        OutputError: the system refused.
+    """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
+    """Write `value` as indented JSON, whole or not at all.
+
+    Raises:
+        OutputError: the system refused.
+    """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def why(error: OSError | OutputError) -> str:
+    """What the system said, without the path.
+
+    >>> why(PermissionError(13, "Permission denied", "a/b"))
+    'Permission denied'
+    """
+    said = error.__cause__ if isinstance(error, OutputError) else error
+    return str(getattr(said, "strerror", None) or said)
+
+
+def remove_parts(folder: Path, name: str = "*") -> None:
+    """Remove what writing `name` in `folder` left behind when it was killed; whose holder may."""
+    for left in folder.glob(f".{name}.????????{PART}"):  # as `mkstemp` names them
+        with contextlib.suppress(OSError):
+            left.unlink()
 
 
 @contextlib.contextmanager
@@ -51,30 +95,95 @@ def holding(folder: Path) -> Iterator[bool]:
     if sys.platform == "win32":  # no lock on a folder
         yield True
         return
-    import fcntl
-
     try:
         handle = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:  # removed by its last holder
         yield False
         return
+    with _closing(handle):
+        yield _lock(handle, folder) == "ours"
+
+
+@contextlib.contextmanager
+def holding_output(path: Path) -> Iterator[bool]:
+    """As `holding`, for one output in a folder that has others: by a file `.NAME.lock` beside it.
+
+    The file is gone when the block ends. A killed process leaves it; that keeps nobody out.
+
+    Raises:
+        OutputError: the file can't be made.
+    """
+    if sys.platform == "win32":
+        yield True
+        return
+    file = path.with_name(f".{path.name}.lock")
+    while True:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise OutputError(
+                f"can't write '{path}': {error.strerror or error}; make that possible, or choose "
+                "another place"
+            ) from error
+        with _closing(handle):
+            state = _lock(handle, file)
+            if state == "gone":
+                continue
+            try:
+                yield state == "ours"
+            finally:
+                if state == "ours":  # while it is locked: whoever has it open finds that it is gone
+                    file.unlink(missing_ok=True)
+            return
+
+
+def _lock(handle: int, path: Path) -> Literal["ours", "taken", "gone"]:
+    """Lock what was opened at `path`; gone: its last holder removed it meanwhile."""
+    import fcntl  # not on Windows
+
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another folder may have the name by now: this one was removed by its last holder.
-            is_held = folder.exists() and folder.stat().st_ino == os.fstat(handle).st_ino
-        except BlockingIOError:
-            is_held = False
-        except OSError:
-            is_held = True
-        try:
-            yield is_held
-        finally:
-            # Not by closing alone: a process that was forked meanwhile has the handle too.
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_UN)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "taken"
+    except OSError:  # a file system without locks
+        return "ours"
+    try:
+        return "ours" if os.path.samestat(path.stat(), os.fstat(handle)) else "gone"
+    except FileNotFoundError:
+        return "gone"
+
+
+@contextlib.contextmanager
+def _closing(handle: int) -> Iterator[None]:
+    """Close `handle` at the end, here and in processes that were forked meanwhile."""
+    _close_in_children()
+    _open.add(handle)
+    try:
+        yield
     finally:
-        os.close(handle)
+        if handle in _open:
+            _open.remove(handle)
+            os.close(handle)
+
+
+_open: set[int] = set()
+"""What this process may have locked."""
+
+
+@functools.cache
+def _close_in_children() -> None:
+    """From now on, a forked process (one that reads images) closes what this one has locked.
+
+    Or else it would go on holding it for the seconds that it lives on when this one is killed.
+    """
+
+    def close() -> None:
+        for handle in _open:
+            os.close(handle)
+        _open.clear()
+
+    os.register_at_fork(after_in_child=close)
 
 
 def _umask() -> int:

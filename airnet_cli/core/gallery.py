@@ -27,8 +27,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from airnet_cli.core.files import replacing, write_json
-from airnet_cli.errors import DataError
+from airnet_cli.core.files import replacing, why, write_json
+from airnet_cli.errors import DataError, OutputError
 
 FORMAT = "airnet-gallery"
 FORMAT_VERSION = 1
@@ -202,6 +202,11 @@ def images_of_stopped_job(path: Path) -> int:
         return 0
 
 
+def gallery_files(path: Path) -> tuple[Path, ...]:
+    """The files of a gallery `path`, and the journal of one that is being written."""
+    return path, path.with_suffix(".csv"), path.with_suffix(".json"), _journal_of(path)
+
+
 SYNC_SECONDS = 5.0
 SYNC_BYTES = 64 * 2**20
 """How much work a kill may cost, and how much of the file is in memory at a time."""
@@ -258,9 +263,9 @@ class GalleryWriter:
         try:
             if not (resume and self._go_on()):
                 self._begin()
-        except OSError as error:
+        except (OSError, OutputError) as error:
             raise DataError(
-                f"can't write the gallery '{path}': {error.strerror or error}; it takes "
+                f"can't write the gallery '{path}': {why(error)}; it takes "
                 f"{self._bytes(self._shape[0]) / 2**20:,.0f} MiB: make room, or choose another "
                 "place with -o"
             ) from None
@@ -294,7 +299,7 @@ class GalleryWriter:
             self._journal.unlink()
         elif self._rows is not None:
             # What ends the block is worth more than the seconds since the last sync.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, OutputError):
                 self.sync()
 
     def append(
@@ -306,7 +311,7 @@ class GalleryWriter:
         """Add the next images: rows for `indices`, none for those that are `bad` (with reasons).
 
         Raises:
-            DataError: an embedding that the file's type can't hold.
+            DataError: an embedding that the file's type can't hold, or a disk that takes no more.
         """
         with np.errstate(over="ignore"):  # what overflows is refused below
             rows = embeddings.astype(self._dtype, copy=False)  # (B, D)
@@ -332,7 +337,10 @@ class GalleryWriter:
         )
         unsynced = self._bytes(self.rows - self._synced.rows)
         if unsynced >= SYNC_BYTES or time.monotonic() - self._last_sync >= SYNC_SECONDS:
-            self.sync()
+            try:
+                self.sync()
+            except (OSError, OutputError) as error:
+                raise self._cant_write(error) from None
 
     def sync(self) -> None:
         """Bring what was done to disk: rows first, then the journal that counts them."""
@@ -385,12 +393,15 @@ class GalleryWriter:
             }
             write_json(self._record, complete)
             self._journal.unlink()
-        except OSError as error:
-            raise DataError(
-                f"can't write the gallery '{self.path}': {error.strerror or error}; "
-                "its rows are kept: go on with --resume"
-            ) from None
+        except (OSError, OutputError) as error:
+            raise self._cant_write(error) from None
         return complete
+
+    def _cant_write(self, error: OSError | OutputError) -> DataError:
+        return DataError(
+            f"can't write the gallery '{self.path}': {why(error)}; "
+            "its rows are kept: go on with --resume"
+        )
 
     def _begin(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

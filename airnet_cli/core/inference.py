@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from airnet_cli.core.data.dataset import ImageDataset, inference_loader, raise_for_bad
 from airnet_cli.core.model.airnet import AirNet
+from airnet_cli.core.processes import naming_the_dead
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import PrecisionName, autocast
 
@@ -43,6 +44,10 @@ def embed_batches(
 
     `embed` takes uint8 images (B, 3, H, W) on the CPU, B at least 1, and returns (B, D). An image
     that can't be read raises nothing: it is in its batch's `bad`.
+
+    Raises:
+        DataError: a process that reads images died. Whoever has workers and does much between two
+            batches uses `naming_the_dead` too: the death may be met there.
     """
     loader = inference_loader(
         ImageDataset(paths, height_px=height_px, width_px=width_px),
@@ -51,18 +56,19 @@ def embed_batches(
         pin_memory=device.type == "cuda",
     )
     started = time.perf_counter()
-    for batch in loader:
-        read = time.perf_counter()
-        embeddings = embed(batch.images) if batch.indices else torch.empty(0, 0)
-        embedded = time.perf_counter()
-        yield EmbeddedBatch(
-            indices=batch.indices,
-            embeddings=embeddings,
-            bad=batch.bad,
-            reading_seconds=read - started,
-            network_seconds=embedded - read,
-        )
-        started = time.perf_counter()
+    with naming_the_dead("free some, or read with --workers 0"):
+        for batch in loader:
+            read = time.perf_counter()
+            embeddings = embed(batch.images) if batch.indices else torch.empty(0, 0)
+            embedded = time.perf_counter()
+            yield EmbeddedBatch(
+                indices=batch.indices,
+                embeddings=embeddings,
+                bad=batch.bad,
+                reading_seconds=read - started,
+                network_seconds=embedded - read,
+            )
+            started = time.perf_counter()
 
 
 def embed_tensor(
@@ -121,7 +127,7 @@ def embed_images(
     """The embeddings of the images `paths` as one (N, D) float32 tensor; see `embed_tensor`.
 
     Raises:
-        DataError: an image can't be read.
+        DataError: an image can't be read, or a process that reads them died.
     """
     network.eval()
 
@@ -143,17 +149,18 @@ def embed_images(
     )
     embeddings = torch.empty(len(paths), width)
     row = 0
-    for batch in embed_batches(
-        embed,
-        paths,
-        height_px=height_px,
-        width_px=width_px,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-    ):
-        raise_for_bad(paths, batch.bad)
-        embeddings[row : row + len(batch.embeddings)] = batch.embeddings
-        row += len(batch.embeddings)
-        progress(stage, row, len(paths), "images")
+    with naming_the_dead("free some, or read with --workers 0"):
+        for batch in embed_batches(
+            embed,
+            paths,
+            height_px=height_px,
+            width_px=width_px,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+        ):
+            raise_for_bad(paths, batch.bad)
+            embeddings[row : row + len(batch.embeddings)] = batch.embeddings
+            row += len(batch.embeddings)
+            progress(stage, row, len(paths), "images")
     return embeddings

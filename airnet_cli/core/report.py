@@ -24,8 +24,8 @@ from airnet_cli.core.drawing import (
     open_picture,
     ranks_shown,
 )
-from airnet_cli.core.files import write_text
-from airnet_cli.errors import DataError
+from airnet_cli.core.files import why, write_text
+from airnet_cli.errors import DataError, OutputError
 
 PICTURE_HEIGHT = 256
 """Pixels; higher pictures of ranked lists are reduced to it, which is twice what is shown."""
@@ -85,9 +85,9 @@ def write_report(path: Path, *, title: str, sections: Sequence[Section], text: s
     page = render_report(title=title, sections=sections, text=text)
     try:
         write_text(path, page)
-    except OSError as error:
+    except OutputError as error:
         raise DataError(
-            f"can't write the page '{path}': {error.strerror or error}; choose another place"
+            f"can't write the page '{path}': {why(error)}; choose another place"
         ) from None
 
 

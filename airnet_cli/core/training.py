@@ -21,6 +21,7 @@ from airnet_cli.core.data.sampler import IdentitySampler
 from airnet_cli.core.data.transforms import Augmentation
 from airnet_cli.core.losses import HeadLoss, Loss, compute_loss
 from airnet_cli.core.model.airnet import AirNet
+from airnet_cli.core.processes import naming_the_dead
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import PrecisionName, autocast
 from airnet_cli.errors import TrainingError
@@ -138,12 +139,14 @@ class Trainer:
         each.
 
         Raises:
-            DataError: an image can't be read.
+            DataError: an image can't be read, or a process that reads them died.
             TrainingError: the loss or the weights are not finite any more; no report of that
                 epoch is given.
         """
         for epoch in range(first_epoch, epochs):
-            yield self._train_epoch(epoch, epochs, progress)
+            with naming_the_dead("free some, or set training.workers to 0"):
+                report = self._train_epoch(epoch, epochs, progress)
+            yield report
 
     def _train_epoch(self, epoch: int, epochs: int, progress: Progress) -> EpochReport:
         started = time.perf_counter()

@@ -1,7 +1,8 @@
 """Embed images into a gallery on disk, however many there are; go on where it was stopped."""
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,15 @@ from airnet_cli.core.checkpoint import library_versions
 from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.data.records import JUNK, Split
 from airnet_cli.core.data.sources import Sources, list_images, relative_to_folder
-from airnet_cli.core.gallery import DTypeName, GalleryWriter, Listing, images_of_stopped_job
+from airnet_cli.core.files import holding_output, remove_parts
+from airnet_cli.core.gallery import (
+    DTypeName,
+    GalleryWriter,
+    Listing,
+    gallery_files,
+    images_of_stopped_job,
+)
+from airnet_cli.core.processes import naming_the_dead
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import DeviceName, PrecisionName, has_native_bfloat16
 from airnet_cli.errors import DataError, UsageError
@@ -101,7 +110,8 @@ def embed(
     Raises:
         UsageError: `output` is no `.npy` path, or the network lacks one of `heads`.
         DataError: inputs that are missing or broken, an image that can't be read (unless
-            `on_bad_image` is "skip"), a job that can't be gone on with, no room on the disk.
+            `on_bad_image` is "skip"), a job that can't be gone on with or that another process
+            does, no room on the disk.
         CheckpointError: no such run or checkpoint.
     """
     if output.suffix != ".npy":
@@ -131,14 +141,17 @@ def embed(
         )
     listing = Listing(relative_to_folder(sources.paths, output.parent), sources.columns)
     try:
-        with GalleryWriter(
-            output,
-            listing,
-            dimensions=embedder.dimensions,
-            dtype=dtype,
-            settings=_settings(embedder),
-            resume=resume,
-        ) as writer:
+        with (
+            _alone_with(output),
+            GalleryWriter(
+                output,
+                listing,
+                dimensions=embedder.dimensions,
+                dtype=dtype,
+                settings=_settings(embedder),
+                resume=resume,
+            ) as writer,
+        ):
             before = writer.done
             if before:
                 noted(f"going on after {before:,} of {len(sources.paths):,} images")
@@ -164,6 +177,20 @@ def embed(
     )
 
 
+@contextlib.contextmanager
+def _alone_with(output: Path) -> Iterator[None]:
+    """Hold the gallery while it is written: two processes would spoil each other's rows."""
+    with holding_output(output) as is_ours:
+        if not is_ours:
+            raise DataError(
+                f"gallery '{output}' is being written by another process; wait for it, or choose "
+                "another place with -o"
+            )
+        for path in gallery_files(output):
+            remove_parts(path.parent, path.name)
+        yield
+
+
 def _write_rows(
     embedder: Embedder,
     sources: Sources,
@@ -175,21 +202,22 @@ def _write_rows(
     first = writer.done
     reading = network = 0.0
     progress("embedding", first, len(sources.paths), "images")
-    for batch in embedder.embed_batches(sources.paths[first:]):
-        if batch.bad and on_bad_image == "error":
-            index, reason = batch.bad[0]
-            raise DataError(
-                f"image '{sources.paths[first + index]}' can't be read: {reason}; replace it and "
-                "add --resume, or leave such images out with --on-bad-image skip"
+    with naming_the_dead("go on with --resume, and --workers 0"):
+        for batch in embedder.embed_batches(sources.paths[first:]):
+            if batch.bad and on_bad_image == "error":
+                index, reason = batch.bad[0]
+                raise DataError(
+                    f"image '{sources.paths[first + index]}' can't be read: {reason}; replace it "
+                    "and add --resume, or leave such images out with --on-bad-image skip"
+                )
+            writer.append(
+                [first + index for index in batch.indices],
+                batch.embeddings.numpy(),
+                [(first + index, reason) for index, reason in batch.bad],
             )
-        writer.append(
-            [first + index for index in batch.indices],
-            batch.embeddings.numpy(),
-            [(first + index, reason) for index, reason in batch.bad],
-        )
-        reading += batch.reading_seconds
-        network += batch.network_seconds
-        progress("embedding", writer.done, len(sources.paths), "images")
+            reading += batch.reading_seconds
+            network += batch.network_seconds
+            progress("embedding", writer.done, len(sources.paths), "images")
     return reading, network
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from airnet_cli.core.checkpoint import model_fingerprint
 from airnet_cli.core.data.sources import list_images
 from airnet_cli.core.drawing import MatchState, RankedMatch, RankedRow, draw_ranked_lists
-from airnet_cli.core.files import replacing, write_text
+from airnet_cli.core.files import replacing, why, write_text
 from airnet_cli.core.gallery import Gallery, read_gallery
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.report import Section, write_report
@@ -33,7 +33,7 @@ from airnet_cli.core.retrieval.conditions import allowed_rows, parse_condition
 from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
 from airnet_cli.core.retrieval.search import search
 from airnet_cli.core.runtime import DeviceName
-from airnet_cli.errors import CheckpointError, DataError, UsageError
+from airnet_cli.errors import CheckpointError, DataError, OutputError, UsageError
 from airnet_cli.workflows.embedder import Embedder
 from airnet_cli.workflows.runs import CHECKPOINT, Model, find_model
 
@@ -631,10 +631,8 @@ def _write_outputs(
 def _writing(path: Path, write: Callable[[], None]) -> None:
     try:
         write()
-    except OSError as error:
-        raise DataError(
-            f"can't write '{path}': {error.strerror or error}; choose another place"
-        ) from None
+    except (OSError, OutputError) as error:
+        raise DataError(f"can't write '{path}': {why(error)}; choose another place") from None
 
 
 def _save(sheet: Image.Image, path: Path) -> None:

@@ -2,19 +2,22 @@
 
 `prepare` does it, with a function that reads the labels of one kind of source. Images that are
 unpacked, drawn or extracted go to a temporary folder under the data root, which takes the place of
-an earlier one only when all has been checked; the manifest is written last.
+an earlier one only when all has been checked; the manifest is written last. Whoever prepares a
+data set holds its folder.
 """
 
+import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from airnet_cli.core.data.archive import staged_folder
+from airnet_cli.core.data.archive import remove_stages, staged_folder
 from airnet_cli.core.data.manifest import Manifest, SplitCounts, manifest_path, write_manifest
 from airnet_cli.core.data.records import DISTRACTOR, JUNK, SPLITS, ImageRecord, Split
 from airnet_cli.core.data.verify import raise_for_bad, verify_images
+from airnet_cli.core.files import holding, remove_parts
 from airnet_cli.core.progress import Progress
 from airnet_cli.errors import DataError
 
@@ -70,7 +73,12 @@ def prepare(
     workers: int | None,
     progress: Progress,
 ) -> PreparedDataset:
-    """Read labels in `source`, or in a temporary folder that `labels` fills; check; write."""
+    """Read labels in `source`, or in a temporary folder that `labels` fills; check; write.
+
+    Raises:
+        DataError: as `labels` does; bad images; a place that can't be written, or in which another
+            process prepares the same data set.
+    """
     path = manifest_path(data_root, name)
 
     def checked(folder: Path) -> tuple[Labels, int]:
@@ -81,27 +89,35 @@ def prepare(
         raise_for_bad(found.root, bad)
         return found, len(paths)
 
-    if is_staged:
-        images = path.parent / IMAGES
-        with staged_folder(images) as stage:
-            try:
-                found, verified = checked(stage)
-            except DataError as error:
-                # The temporary folder is gone when the message is read: name what the user gave.
-                named = str(error).replace(str(stage / UNPACKED), str(source))
-                raise DataError(named.replace(str(stage), str(source))) from error
-        found = replace(found, root=images / found.root.relative_to(stage))
-    else:
-        found, verified = checked(source)
-    written = write_manifest(
-        path,
-        name=name,
-        root=found.root,
-        records=found.records,
-        split_rule=found.split_rule or split_rule,
-        person_names=found.person_names,
-        camera_names=found.camera_names,
-    )
+    def write(manifest: Path, found: Labels) -> Manifest:
+        return write_manifest(
+            manifest,
+            name=name,
+            root=found.root,
+            records=found.records,
+            split_rule=found.split_rule or split_rule,
+            person_names=found.person_names,
+            camera_names=found.camera_names,
+        )
+
+    new = path.with_name(f".{path.name}.new")
+    with _alone_in(path.parent, new):
+        if is_staged:
+            images = path.parent / IMAGES
+            with staged_folder(images, record=path) as stage:
+                try:
+                    found, verified = checked(stage)
+                except DataError as error:
+                    # The temporary folder is gone when the message is read: name what was given.
+                    named = str(error).replace(str(stage / UNPACKED), str(source))
+                    raise DataError(named.replace(str(stage), str(source))) from error
+                found = replace(found, root=images / found.root.relative_to(stage))
+                # Before the folder takes its place: a disk that is full shows now.
+                written = write(new, found)
+            new.replace(path)
+        else:
+            found, verified = checked(source)
+            written = write(path, found)
     return PreparedDataset(
         name=name,
         manifest=path,
@@ -111,6 +127,37 @@ def prepare(
         notes=(*found.notes, *_unusual(written)),
         images_verified=verified,
     )
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path, new: Path) -> Iterator[None]:
+    """Hold the data set's folder, rid of what a killed process left (and of the manifest `new`,
+    which never took its place); the folder is gone if it stays empty.
+    """
+    empty = [folder] if folder.parent.exists() else [folder, folder.parent]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"can't write under {folder}: {error.strerror or error}; "
+            "make it writable or choose another --data-root"
+        ) from error
+    with holding(folder) as is_ours:
+        if not is_ours:
+            raise DataError(
+                f"data set {folder.name!r} is being prepared under {folder.parent} by another "
+                "process; wait for it, or choose another --data-root"
+            )
+        remove_stages(folder / IMAGES)
+        remove_parts(folder)
+        new.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            new.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty: there is a data set, old or new
+                for each in empty:
+                    each.rmdir()
 
 
 def full_or_partial(

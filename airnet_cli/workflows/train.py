@@ -18,7 +18,7 @@ from airnet_cli.core.checkpoint import (
     write_training_state,
 )
 from airnet_cli.core.data.manifest import load_prepared
-from airnet_cli.core.files import holding, write_json, write_text
+from airnet_cli.core.files import holding, remove_parts, write_json, write_text
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import (
@@ -31,7 +31,7 @@ from airnet_cli.core.runtime import (
 )
 from airnet_cli.core.spread import Spread, spread
 from airnet_cli.core.training import EpochReport, Trainer
-from airnet_cli.errors import CheckpointError
+from airnet_cli.errors import CheckpointError, DataError, OutputError
 from airnet_cli.workflows.build import (
     build_network,
     build_trainer,
@@ -244,6 +244,7 @@ def _run(
     )
     trainer, identities = build_trainer(preset, network, manifest, device=device)
     run = folder()  # only now: a request that can't be carried out leaves no folder behind
+    remove_parts(run)
     finished, best = 0, None
     if (run / STATE).exists():
         state = read_training_state(
@@ -290,14 +291,17 @@ def _run(
         return scores.test
 
     try:
-        # Stopped between an epoch's state and its scores: without them, the choice would be
-        # another one, or the run would have none.
-        if selection.is_due(finished) and (selection.chooses or finished == epochs):
-            evaluation = score(finished, (read_log(run) or [{}])[-1])
+        if finished:  # it may have been stopped between the state and what follows it
+            selection.save(finished)
+            line = (read_log(run) or [{}])[-1]
+            # Without them, the choice would be another one, or the run or its log would have none.
+            is_needed = selection.chooses or finished == epochs or "scores" not in line
+            if selection.is_due(finished) and is_needed:
+                evaluation = score(finished, line)
         with _events(run) as write_events:
             for report in trainer.fit(epochs=epochs, first_epoch=finished, progress=progress):
                 seconds += report.seconds
-                line: dict[str, Any] = asdict(report)
+                line = asdict(report)
                 line["images_per_second"] = report.images_per_second
                 # Before the state: a line too many is dropped on resuming, a missing one is lost.
                 _write_log(run / LOG, line)
@@ -311,7 +315,7 @@ def _run(
             evaluation = selection.choose()
             listener.noted(selection.explain())
             listener.evaluated(evaluation.protocol["training"]["finished_epochs"], evaluation)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, DataError, OutputError):
         listener.noted(_how_to_go_on(run))
         raise
     assert evaluation is not None  # the last epoch is always scored
@@ -321,7 +325,7 @@ def _run(
 
 def _how_to_go_on(run: Path) -> str:
     if not (run / STATE).exists():
-        return f"stopped in the first epoch: nothing to resume in {run}"
+        return f"stopped in the first epoch, which begins anew: airnet train --resume {run}"
     return f"stopped; the finished epochs are saved: airnet train --resume {run}"
 
 
@@ -364,17 +368,18 @@ def _read_record(run: Path) -> dict[str, Any]:
 
 def _write_log(path: Path, line: dict[str, Any]) -> None:
     """Put the line of an epoch behind those of the epochs before it, in place of an older one."""
-    _cut_log(path, line["epoch"] - 1)
-    with path.open("a", encoding="utf-8") as log:
-        log.write(json.dumps(line) + "\n")
+    write_text(path, "".join([*_log_lines(path)[: line["epoch"] - 1], json.dumps(line) + "\n"]))
 
 
 def _cut_log(path: Path, finished: int) -> None:
     """Keep the lines of the first `finished` epochs."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if len(lines) > finished:
-            write_text(path, "".join(lines[:finished]))
+    lines = _log_lines(path)
+    if len(lines) > finished:
+        write_text(path, "".join(lines[:finished]))
+
+
+def _log_lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
 
 
 @contextlib.contextmanager

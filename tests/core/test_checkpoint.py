@@ -22,7 +22,7 @@ from airnet_cli.core.checkpoint import (
 )
 from airnet_cli.core.model.airnet import IMAGENET_MEAN, IMAGENET_STD, AirNet
 from airnet_cli.core.model.backbone import build_backbone
-from airnet_cli.errors import CheckpointError
+from airnet_cli.errors import CheckpointError, OutputError
 
 IDENTITIES = (2, 7, 1500)
 PRESET = {"description": "für Tests", "training": {"learning_rate": 3.5e-4, "seed": 0}}
@@ -133,10 +133,18 @@ def test_writing_fails_whole(tmp_path, network, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint_module.safetensors.torch, "save_file", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OutputError, match="No space"):
         write(path, network)
     assert path.read_bytes() == b"of before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_same_contents_are_the_same_file(tmp_path, network):
+    """Whatever process writes it: the fingerprint is that of the file."""
+    write(tmp_path / "a.safetensors", network)
+    content = (tmp_path / "a.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
 
 
 class Payload:

@@ -1,6 +1,7 @@
 """Writing whole or not at all."""
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -8,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from airnet_cli.core.files import holding, replacing, write_json, write_text
+from airnet_cli.core.files import (
+    holding,
+    holding_output,
+    remove_parts,
+    replacing,
+    write_json,
+    write_text,
+)
+from airnet_cli.errors import OutputError
 
 
 def names(folder: Path) -> list[str]:
@@ -41,7 +50,8 @@ def test_failure_leaves_what_was_there(tmp_path, existed, failure):
             temporary.write_text("half")
             raise failure
 
-    with pytest.raises(type(failure)):
+    told = OutputError if isinstance(failure, OSError) else type(failure)
+    with pytest.raises(told):
         write_half()
     assert names(tmp_path) == (["model.safetensors"] if existed else [])
     assert not existed or path.read_text() == "old"
@@ -107,3 +117,57 @@ def test_a_folder_that_was_removed_is_not_held(tmp_path):
     """Nor is another one of the same name taken for it."""
     with holding(tmp_path / "gone") as is_ours:
         assert not is_ours
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """What the system said, and which file."""
+    refused = pytest.raises(OutputError, match=r"can't write '.*a.json': No space left")
+    with refused as raised, replacing(tmp_path / "a.json"):
+        raise OSError(28, "No space left on device")
+    assert "\n" not in str(raised.value)
+
+
+def test_an_output_has_one_holder_and_its_folder_has_room_for_others(tmp_path):
+    """By a file beside it, which is gone at the end."""
+    with holding_output(tmp_path / "a.npy") as first, holding_output(tmp_path / "b.npy") as other:
+        with holding_output(tmp_path / "a.npy") as second:
+            assert (first, other, second) == (True, True, False)
+        with holding_output(tmp_path / "a.npy") as third:
+            assert not third, "the second one's end frees nothing that is not its own"
+    assert names(tmp_path) == []
+    (tmp_path / ".a.npy.lock").touch()  # of a killed process
+    with holding_output(tmp_path / "a.npy") as is_ours:
+        assert is_ours
+    assert names(tmp_path) == []
+
+
+def test_forked_processes_hold_nothing(tmp_path):
+    """Those that read images live on for seconds when their parent is killed."""
+    reading, writing = os.pipe()
+    began, begin = os.pipe()
+    with holding(tmp_path) as is_ours:
+        assert is_ours
+        child = os.fork()
+        if not child:
+            os.close(writing)
+            os.write(begin, b"!")
+            os.read(reading, 1)  # until the parent closes its end
+            os._exit(0)
+        os.read(began, 1)
+    with holding(tmp_path) as again:
+        assert again, "the child has it"
+    os.close(writing)
+    os.waitpid(child, 0)
+    for handle in (reading, began, begin):
+        os.close(handle)
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    """Under temporary names, of one file or of all; nothing else."""
+    kept = [".a.json", ".a.json.part", "a.json.part"]
+    for name in (".a.json.abcd_123.part", ".b.json.abcd_123.part", *kept):
+        (tmp_path / name).touch()
+    remove_parts(tmp_path, "a.json")
+    assert names(tmp_path) == sorted([*kept, ".b.json.abcd_123.part"])
+    remove_parts(tmp_path)
+    assert names(tmp_path) == kept

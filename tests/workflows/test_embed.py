@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from airnet_cli.core.gallery import read_gallery
-from airnet_cli.errors import AirnetError, CheckpointError, DataError, UsageError
+from airnet_cli.errors import AirnetError, CheckpointError, DataError, OutputError, UsageError
 from airnet_cli.workflows.embed import EmbeddedGallery, embed
 from airnet_cli.workflows.embedder import Embedder
 from airnet_cli.workflows.evaluate import evaluate, evaluate_features
@@ -251,7 +251,7 @@ def test_features_score_as_the_run_does(
         ({"model": Path("runs/none")}, CheckpointError, "'runs/none' does not exist"),
         ({"model": None}, CheckpointError, "no finished run under 'runs'; train one"),
         ({"heads": ["Q"]}, UsageError, "head Q: this network has A1, A2, I"),
-        ({"output": Path("shop.csv/g.npy")}, DataError, "can't write the gallery"),
+        ({"output": Path("shop.csv/g.npy")}, OutputError, "can't write 'shop.csv/g.npy'"),
         ({"data_name": "x", "split": "query"}, DataError, "no data set 'x' under data"),
     ],
     ids=["output", "input", "model", "no run", "head", "place", "data"],

@@ -27,10 +27,12 @@ RATIO_FROM_BYTES = 2**20
 
 
 @contextmanager
-def staged_folder(destination: Path) -> Iterator[Path]:
+def staged_folder(destination: Path, *, record: Path | None = None) -> Iterator[Path]:
     """Give an empty folder beside `destination` that takes its place when the block ends well.
 
     After an error the temporary folder is removed and an old `destination` stays as it was.
+    `record` is the file that says what the old one holds: it goes when that goes, so that whenever
+    this process is killed, no record is beside images that it does not mean.
 
     Raises:
         DataError: the folder can't be made or put in place.
@@ -51,6 +53,8 @@ def staged_folder(destination: Path) -> Iterator[Path]:
         try:
             if destination.exists():
                 destination.rename(old)
+            if record is not None:
+                record.unlink(missing_ok=True)
             stage.rename(destination)
         except OSError as error:
             raise DataError(
@@ -62,6 +66,12 @@ def staged_folder(destination: Path) -> Iterator[Path]:
             old.rename(destination)
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def remove_stages(destination: Path) -> None:
+    """Remove what `staged_folder` left beside `destination` when it was killed."""
+    for left in destination.parent.glob(f".{destination.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def extract_zip(

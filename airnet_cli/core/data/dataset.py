@@ -4,6 +4,7 @@ An image that can't be read is carried along as text and becomes an error in thi
 worker process raises is a traceback by the time it arrives.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ class TrainingLoader:
             batch_sampler=sampler,
             num_workers=workers,
             pin_memory=pin_memory,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin,
             collate_fn=dataset.collate,
         )
 
@@ -103,7 +104,7 @@ def inference_loader(
         batch_size=batch_size,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin,
         collate_fn=dataset.collate,
     )
 
@@ -114,6 +115,9 @@ def raise_for_bad(paths: Sequence[Path], bad: Sequence[tuple[int, str]]) -> None
         raise DataError(f"image '{paths[index]}' can't be read: {reason}")
 
 
-def _one_thread(_worker: int) -> None:
-    """Keep a worker to one thread: the network's threads need the other cores."""
+def _begin(_worker: int) -> None:
+    """Keep a worker to one thread, as the network's threads need the other cores; and deaf to
+    Ctrl-C, which its parent hears. It notices its parent's death by itself.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airnet_cli.core.data.records import DISTRACTOR, JUNK, SPLITS, ImageRecord, Split
-from airnet_cli.core.files import replacing
-from airnet_cli.errors import DataError
+from airnet_cli.core.files import replacing, why
+from airnet_cli.errors import DataError, OutputError
 
 FILE_NAME = "manifest.jsonl"
 FORMAT = "airnet-manifest"
@@ -190,10 +190,9 @@ def write_manifest(
         ).encode()
         with replacing(path) as temporary:
             temporary.write_bytes(header + body)
-    except OSError as error:
+    except (OSError, OutputError) as error:
         raise DataError(
-            f"can't write {path}: {error.strerror or error}; "
-            "make it writable or choose another --data-root"
+            f"can't write {path}: {why(error)}; make it writable or choose another --data-root"
         ) from error
     return Manifest(
         name=name,

@@ -7,12 +7,12 @@ each worker imports Pillow only.
 import multiprocessing
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from airnet_cli.core.processes import begin, naming_the_dead
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError
 
@@ -60,20 +60,19 @@ def verify_images(
 
     # spawn: a fork of a process that has threads (torch's, a progress bar's) may hang.
     executor = ProcessPoolExecutor(
-        min(workers, len(chunks)), mp_context=multiprocessing.get_context("spawn")
+        min(workers, len(chunks)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=begin,
     )
     try:
         tasks: dict[Future[list[BadImage]], int] = {
             executor.submit(_decode_all, root, chunk): len(chunk) for chunk in chunks
         }
-        for task in as_completed(tasks):
-            bad += task.result()
-            done += tasks[task]
-            progress("checking images", done, len(ordered), "images")
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a process that checks images died (out of memory?); try again with --workers 0"
-        ) from error
+        with naming_the_dead("try again with --workers 0"):
+            for task in as_completed(tasks):
+                bad += task.result()
+                done += tasks[task]
+                progress("checking images", done, len(ordered), "images")
     finally:
         executor.shutdown(cancel_futures=True)
     return tuple(sorted(bad, key=lambda image: image.path))

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from airnet_cli.core.files import write_text
+from airnet_cli.core.files import why, write_text
 from airnet_cli.core.retrieval.metrics import RetrievalScores
-from airnet_cli.errors import DataError
+from airnet_cli.errors import DataError, OutputError
 
 COLUMNS = (
     "path",
@@ -74,7 +74,7 @@ def write_per_query(
         )
     try:
         write_text(path, text.getvalue())
-    except OSError as error:
+    except OutputError as error:
         raise DataError(
-            f"can't write the table '{path}': {error.strerror or error}; choose another place"
+            f"can't write the table '{path}': {why(error)}; choose another place"
         ) from None

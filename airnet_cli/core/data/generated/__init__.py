@@ -20,6 +20,7 @@ from random import Random
 from airnet_cli.core.data.generated.camera import CAMERAS, photograph, photograph_junk
 from airnet_cli.core.data.generated.person import population
 from airnet_cli.core.data.records import DISTRACTOR, JUNK, SPLITS, ImageRecord, Split
+from airnet_cli.core.processes import begin, naming_the_dead
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError
 
@@ -63,7 +64,7 @@ def generate(
         One record per file, sorted by split, person, camera and shot; paths relative to `folder`.
 
     Raises:
-        DataError: the folder can't be written.
+        DataError: the folder can't be written, or a process that draws died.
     """
     shots = _plan(seed, train_identities, test_identities)
     chunks = [shots[start : start + 32] for start in range(0, len(shots), 32)]
@@ -81,10 +82,16 @@ def generate(
                 progress("drawing", done, len(shots), "images")
         else:
             # Spawned, not forked: the caller may have threads (torch), which a fork breaks.
-            with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-                for drawn in pool.map(draw, chunks):
-                    done += drawn
-                    progress("drawing", done, len(shots), "images")
+            pool = ProcessPoolExecutor(
+                processes, mp_context=get_context("spawn"), initializer=begin
+            )
+            try:
+                with naming_the_dead("try again"):
+                    for drawn in pool.map(draw, chunks):
+                        done += drawn
+                        progress("drawing", done, len(shots), "images")
+            finally:
+                pool.shutdown(cancel_futures=True)
     except OSError as error:
         raise DataError(
             f"the generated images can't be written to {folder} ({error.strerror or error}); "

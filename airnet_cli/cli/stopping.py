@@ -1,0 +1,79 @@
+"""Being told to stop: Ctrl-C (SIGINT) and what supervisors and `kill` send (SIGTERM).
+
+The first signal ends the command as Ctrl-C always has: by a `KeyboardInterrupt`, on which workflows
+leave what is saved as it is and say how to go on. The second one ends the process at once. Either
+way the exit code is 128 + the first signal, as shells have it: 130 or 143.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from airnet_cli.cli.output import note
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the command to stop."""
+
+    def __init__(self, number: int) -> None:
+        """Remember which: `signal.SIGINT` or `signal.SIGTERM`."""
+        self.number = number
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """128 + the signal; a `KeyboardInterrupt` of another origin counts as Ctrl-C.
+
+    >>> exit_code(KeyboardInterrupt()), exit_code(Stopped(signal.SIGTERM))
+    (130, 143)
+    """
+    return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
+
+
+def say_stopped(stop: KeyboardInterrupt) -> None:
+    """One word on stderr."""
+    number = signal.Signals(exit_code(stop) - 128)
+    note(WORDS.get(number, "interrupted"))
+
+
+@contextlib.contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Raise `Stopped` in the block on the first signal, leave the process on the second.
+
+    A signal that is ignored (SIGINT under `nohup` and in scripts' background jobs) stays so. Does
+    nothing but in the main thread, which alone hears signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    first: list[int] = []
+    own_process = os.getpid()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != own_process:  # a forked one, on its way to handlers of its own
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        if first:
+            os._exit(128 + first[0])
+        first.append(number)
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        yield
+    except Exception:
+        if first:  # what went wrong in winding up: other processes were told to stop too
+            raise Stopped(first[0]) from None
+        raise
+    finally:
+        if not first:  # or else a second signal still finds `stop`, while the process winds up
+            for number, handler in before.items():
+                signal.signal(number, handler)
