@@ -12,13 +12,35 @@
     └── RuntimeSetupError device or precision that this machine does not have
 
 Each message is plain text for people: what was wrong, with the value; what would be right; what to
-do. The boundary in `cli/app.py` prints it to stderr and exits with 1. Anything else is a bug and
-keeps its traceback.
+do. It is one line, whatever file names and cells are quoted in it; a preset or several runs may
+have one line for each problem, each an argument of the error. The boundary in `cli/app.py` prints
+it to stderr and exits with 1. Anything else is a bug and keeps its traceback.
 """
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with nothing in it that a terminal obeys or that is no valid Unicode.
+
+    File names may hold line ends, escape sequences and bytes that are no UTF-8 (which Python keeps
+    as lone surrogates); they are shown as in Python's own texts.
+
+    >>> printable("a\\nb\\x1b[2J\\udcff Köln")
+    'a\\\\nb\\\\x1b[2J\\\\udcff Köln'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
+        for sign in text
+    )
 
 
 class AirnetError(Exception):
     """A request that can't be carried out; the message says why and what to do."""
+
+    def __str__(self) -> str:
+        """The message, printable: a line for each argument."""
+        return "\n".join(printable(str(line)) for line in self.args)
 
 
 class UsageError(AirnetError):

@@ -43,7 +43,10 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             with stopping_on_signals():
                 return command(*args, **kwargs)
         except AirnetError as error:
-            note("error: " + str(error).replace("\n", "\n       "))
+            first, *further = str(error).split("\n")
+            note(f"error: {first}")
+            for line in further:
+                note(f"       {line}")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as stop:
             say_stopped(stop)

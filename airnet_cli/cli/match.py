@@ -11,7 +11,7 @@ from airnet_cli.cli.options import (
     JsonOption,
     RunsRootOption,
 )
-from airnet_cli.cli.output import note, print_json, print_table, print_text, progress_bars
+from airnet_cli.cli.output import note, print_json, print_lines, print_table, progress_bars
 
 if TYPE_CHECKING:
     from airnet_cli.workflows.match import Matching, QueryMatches
@@ -133,7 +133,7 @@ def match(
 
 def _show(matching: "Matching") -> None:
     for index, query in enumerate(matching.queries):
-        print_text(("\n" if index else "") + query.query)
+        print_lines(["", query.query] if index else [query.query])
         _show_query(query)
     decision = matching.decision
     if decision is not None and decision.data is not None:

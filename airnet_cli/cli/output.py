@@ -7,9 +7,11 @@ command's life, and all of `--help`, needs none of it.
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
+
+from airnet_cli.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,12 +23,22 @@ SECONDS_BETWEEN_LINES = 30.0
 
 def print_json(data: Mapping[str, object]) -> None:
     """Write `data` to stdout as JSON; a number that JSON can't hold (NaN) is a bug of ours."""
-    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a file name that is no UTF-8, or a stream that is not
+        text = json.dumps(data, indent=2, allow_nan=False)
+    sys.stdout.write(text + "\n")
 
 
 def print_text(text: str) -> None:
     """Write `text` to stdout as it is."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.write(_encodable(text if text.endswith("\n") else text + "\n"))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Write lines to stdout, whatever file names are in them."""
+    sys.stdout.write("".join(f"{_encodable(printable(line))}\n" for line in lines))
 
 
 def print_table(
@@ -40,7 +52,8 @@ def print_table(
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
     )
-    for index, column in enumerate(columns):
+    for index, name in enumerate(columns):
+        column = _encodable(printable(name))
         cells = [row[index] for row in rows]
         is_number = _is_number_column(cells)
         # fold: a long word (a path, a key) goes on in the next line instead of being cut
@@ -90,7 +103,7 @@ def signed_percent(fraction: float) -> str:
 
 def note(text: str) -> None:
     """Write a line to stderr, where it disturbs no pipe."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text) + "\n")  # Python's stderr takes every sign
     sys.stderr.flush()
 
 
@@ -163,7 +176,13 @@ def _console(stream: TextIO) -> "Console":
 def _cell(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()  # as TOML and --set have it
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else _encodable(printable(str(value)))
+
+
+def _encodable(text: str) -> str:
+    """`text` in the signs that stdout has: `\\xfc` and the like where it is not UTF-8."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _is_number_column(cells: Sequence[object]) -> bool:

@@ -13,7 +13,7 @@ from airnet_cli.cli.options import (
     DeviceOption,
     RunsRootOption,
 )
-from airnet_cli.cli.output import note, print_text, progress_bars
+from airnet_cli.cli.output import note, print_lines, progress_bars
 
 if TYPE_CHECKING:
     from airnet_cli.workflows.runs import Model
@@ -151,7 +151,7 @@ def visualize(
             progress=progress,
         )
     paths = [*written.pictures, written.rankings, written.report]
-    print_text("\n".join(str(path) for path in paths if path is not None))
+    print_lines(str(path) for path in paths if path is not None)
 
 
 def _draw_curves(runs: list[Path], output: Path | None, *, alone: bool) -> None:
@@ -163,7 +163,7 @@ def _draw_curves(runs: list[Path], output: Path | None, *, alone: bool) -> None:
     drawn = draw_curves(runs, output=output or Path("curves.png"))
     for each in drawn.notes:
         note(f"note: {each}")
-    print_text(str(drawn.picture))
+    print_lines([str(drawn.picture)])
 
 
 def _say_which(model: "Model") -> None:

@@ -166,7 +166,7 @@ def _validate(
     except ValidationError as error:
         problems = [*explain_problems(error, raw, overridden=overridden), *problems]
     if problems:
-        raise PresetError("\n".join([*problems, f"in the preset {source}"]))
+        raise PresetError(*problems, f"in the preset {source}")
     return preset
 
 

@@ -1,7 +1,8 @@
 """Writing files so that a killed process leaves the old file or the new one, never a half.
 
 And holding a folder or an output, so that two processes do not write there at once. What a killed
-process left behind under a temporary name is removed by the next one that holds the place.
+process left behind under a temporary name is removed by the next one that holds the place. And
+reading JSON that anyone may have written.
 """
 
 import contextlib
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from airnet_cli.errors import OutputError
+
+LARGEST_JSON = 64 * 2**20
+"""Bytes of a JSON text; in memory the values of a hostile one take twenty times its size."""
 
 
 @contextlib.contextmanager
@@ -35,10 +39,13 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except FileExistsError as error:
+        raise OutputError(
+            f"can't write '{path}': '{path.parent}' is a file, not a folder; choose another place"
+        ) from error
     except OSError as error:
         raise OutputError(
-            f"can't write '{path}': {error.strerror or error}; make that possible, or choose "
-            "another place"
+            f"can't write '{path}': {error.strerror or error}; choose another place"
         ) from error
     finally:
         if temporary is not None:
@@ -52,11 +59,13 @@ PART = ".part"
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all.
 
+    Bytes of file names that are no UTF-8 are written as in JSON and Python: `\\udcff`.
+
     Raises:
         OutputError: the system refused.
     """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -123,8 +132,7 @@ def holding_output(path: Path) -> Iterator[bool]:
             handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise OutputError(
-                f"can't write '{path}': {error.strerror or error}; make that possible, or choose "
-                "another place"
+                f"can't write '{path}': {error.strerror or error}; choose another place"
             ) from error
         with _closing(handle):
             state = _lock(handle, file)
@@ -184,6 +192,20 @@ def _close_in_children() -> None:
         _open.clear()
 
     os.register_at_fork(after_in_child=close)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text from a file that anyone may have written.
+
+    Raises:
+        ValueError: it is no JSON, too large, or nested so deeply that Python gives up.
+    """
+    if len(text) > LARGEST_JSON:
+        raise ValueError(f"{len(text) / 2**20:,.0f} MiB of JSON, more than any that airnet writes")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _umask() -> int:

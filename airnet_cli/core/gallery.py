@@ -412,7 +412,7 @@ class GalleryWriter:
                 file.truncate(self._bytes(self._shape[0]))
                 file.flush()
                 _reserve(file.fileno(), self._bytes(self._shape[0]))
-        except OSError:
+        except (OSError, OutputError):
             self._part.unlink(missing_ok=True)
             raise
         self._last_sync = time.monotonic()

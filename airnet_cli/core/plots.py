@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airnet_cli.core.files import replacing
-from airnet_cli.errors import DataError, UsageError
+from airnet_cli.errors import UsageError
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -41,7 +41,7 @@ def draw_panels(path: Path, panels: Sequence[Panel], *, title: str) -> None:
 
     Raises:
         UsageError: matplotlib is missing, or the name is no picture's.
-        DataError: the place can't be written.
+        OutputError: the place can't be written.
     """
     check_plottable(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -80,11 +80,8 @@ def draw_panels(path: Path, panels: Sequence[Panel], *, title: str) -> None:
         loc="outside lower center",
         ncols=min(len(names), 2 if max(map(len, names)) > _LONG else 4),
     )
-    try:
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format=path.suffix.lower().lstrip("."), dpi=120)
-    except OSError as error:
-        raise DataError(f"can't write the picture '{path}': {error}") from None
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lower().lstrip("."), dpi=120)
 
 
 def check_plottable(path: Path) -> None:

@@ -24,8 +24,7 @@ from airnet_cli.core.drawing import (
     open_picture,
     ranks_shown,
 )
-from airnet_cli.core.files import why, write_text
-from airnet_cli.errors import DataError, OutputError
+from airnet_cli.core.files import write_text
 
 PICTURE_HEIGHT = 256
 """Pixels; higher pictures of ranked lists are reduced to it, which is twice what is shown."""
@@ -80,15 +79,10 @@ def write_report(path: Path, *, title: str, sections: Sequence[Section], text: s
         text: a paragraph of plain text under the title, such as which model and when.
 
     Raises:
-        DataError: an image of a ranked row is missing or can't be read, or `path` can't be written.
+        DataError: an image of a ranked row is missing or can't be read.
+        OutputError: `path` can't be written.
     """
-    page = render_report(title=title, sections=sections, text=text)
-    try:
-        write_text(path, page)
-    except OutputError as error:
-        raise DataError(
-            f"can't write the page '{path}': {why(error)}; choose another place"
-        ) from None
+    write_text(path, render_report(title=title, sections=sections, text=text))
 
 
 def render_report(*, title: str, sections: Sequence[Section], text: str = "") -> str:

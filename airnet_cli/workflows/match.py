@@ -7,7 +7,7 @@ calibration (`airnet evaluate --calibrate`). Without either there is none, and a
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from PIL import Image
 from airnet_cli.core.checkpoint import model_fingerprint
 from airnet_cli.core.data.sources import list_images
 from airnet_cli.core.drawing import MatchState, RankedMatch, RankedRow, draw_ranked_lists
-from airnet_cli.core.files import replacing, why, write_text
+from airnet_cli.core.files import replacing, write_text
 from airnet_cli.core.gallery import Gallery, read_gallery
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.report import Section, write_report
@@ -33,7 +33,7 @@ from airnet_cli.core.retrieval.conditions import allowed_rows, parse_condition
 from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
 from airnet_cli.core.retrieval.search import search
 from airnet_cli.core.runtime import DeviceName
-from airnet_cli.errors import CheckpointError, DataError, OutputError, UsageError
+from airnet_cli.errors import CheckpointError, DataError, UsageError
 from airnet_cli.workflows.embedder import Embedder
 from airnet_cli.workflows.runs import CHECKPOINT, Model, find_model
 
@@ -615,24 +615,17 @@ def _write_outputs(
     page: Path | None,
 ) -> None:
     if table is not None:
-        _writing(table, lambda: write_text(table, _table(matching, gallery)))
+        write_text(table, _table(matching, gallery))
     if picture is None and page is None:
         return
     lists = [_ranked_row(query) for query in matching.queries]
     if picture is not None:
         sheet = draw_ranked_lists(lists, title=f"Matches in {gallery.path.name}")
-        _writing(picture, lambda: _save(sheet, picture))
+        _save(sheet, picture)
     if page is not None:
         section = Section("Matches", _in_words(matching), tuple(lists))
         title = f"Matches in {gallery.path.name}"
         write_report(page, title=title, sections=[section], text=f"Gallery: {gallery.path}")
-
-
-def _writing(path: Path, write: Callable[[], None]) -> None:
-    try:
-        write()
-    except (OSError, OutputError) as error:
-        raise DataError(f"can't write '{path}': {why(error)}; choose another place") from None
 
 
 def _save(sheet: Image.Image, path: Path) -> None:

@@ -76,7 +76,7 @@ def train_variants(
         listener.noted(f"{planned.run} is being trained by another process; left to it")
     if failures:
         count = "a run" if len(failures) == 1 else f"{len(failures)} runs"
-        raise TrainingError("\n".join([f"{count} of {len(plan.runs)} failed", *failures]))
+        raise TrainingError(f"{count} of {len(plan.runs)} failed", *failures)
     folders = [each.run for each in look_up(*(each.preset for each in plan.runs)).runs]
     return compare([folder for folder in folders if (folder / PRESET).is_file()])
 

@@ -31,7 +31,7 @@ from airnet_cli.core.drawing import (
     draw_saliency_sheet,
     open_picture,
 )
-from airnet_cli.core.files import replacing, why, write_json
+from airnet_cli.core.files import replacing, write_json
 from airnet_cli.core.gallery import Gallery, read_gallery
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.report import Block, Figure, FigureRow, Section, write_report
@@ -43,7 +43,7 @@ from airnet_cli.core.saliency import (
     explain_similarity,
     has_attention,
 )
-from airnet_cli.errors import CheckpointError, DataError, OutputError, UsageError
+from airnet_cli.errors import CheckpointError, DataError, UsageError
 from airnet_cli.workflows.embedder import Embedder
 from airnet_cli.workflows.runs import Model, find_model
 
@@ -576,19 +576,14 @@ def _write_pictures(drawn: Sequence[_Sheet], places: dict[SheetName, Path]) -> P
         if sheet.name not in places:
             continue
         place = places[sheet.name]
-        try:
-            if sheet.data is not None:
-                rankings = place.with_suffix(".json")
-                _check_ours(rankings)
-                write_json(rankings, sheet.data)
-            picture = sheet.draw()
-            with replacing(place) as temporary:
-                kind = Image.registered_extensions()[place.suffix.lower()]
-                picture.save(temporary, kind)
-        except (OSError, OutputError) as error:
-            raise DataError(
-                f"can't write '{place}': {why(error)}; choose another place with -o"
-            ) from None
+        if sheet.data is not None:
+            rankings = place.with_suffix(".json")
+            _check_ours(rankings)
+            write_json(rankings, sheet.data)
+        picture = sheet.draw()
+        with replacing(place) as temporary:
+            kind = Image.registered_extensions()[place.suffix.lower()]
+            picture.save(temporary, kind)
     return rankings
 
 

@@ -40,14 +40,15 @@ def every_command(typer_app: typer.Typer = app) -> list[list[str]]:
     ("error", "code", "expected"),
     [
         (DataError("no.zip does not exist"), 1, "error: no.zip does not exist\n"),
+        (DataError("no 'a\nb\x1b[2J\udcff'"), 1, "error: no 'a\\nb\\x1b[2J\\udcff'\n"),
         (
-            PresetError("a: missing\nb: missing\nin the preset x.toml"),
+            PresetError("a: missing", "b: missing", "in the preset x.toml"),
             1,
             "error: a: missing\n       b: missing\n       in the preset x.toml\n",
         ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
-    ids=["one line", "several problems", "Ctrl-C"],
+    ids=["one line", "odd name", "several problems", "Ctrl-C"],
 )
 def test_what_can_not_be_carried_out_is_told_on_stderr(error, code, expected):
     """An AirnetError is its own text on stderr, never a traceback; stdout stays empty."""

@@ -12,6 +12,7 @@ import pytest
 from airnet_cli.core.files import (
     holding,
     holding_output,
+    parse_json,
     remove_parts,
     replacing,
     write_json,
@@ -50,9 +51,10 @@ def test_failure_leaves_what_was_there(tmp_path, existed, failure):
             temporary.write_text("half")
             raise failure
 
-    told = OutputError if isinstance(failure, OSError) else type(failure)
-    with pytest.raises(told):
+    with pytest.raises(OutputError if isinstance(failure, OSError) else type(failure)) as said:
         write_half()
+    if isinstance(failure, OSError):
+        assert str(said.value) == f"can't write '{path}': No space; choose another place"
     assert names(tmp_path) == (["model.safetensors"] if existed else [])
     assert not existed or path.read_text() == "old"
 
@@ -69,6 +71,43 @@ def test_others_may_read_it(tmp_path):
     write_text(tmp_path / "careful", "x")
     plain, careful = ((tmp_path / name).stat().st_mode for name in ("plain", "careful"))
     assert stat.filemode(careful) == stat.filemode(plain)
+
+
+def test_a_place_that_can_not_be_written_is_one_line(tmp_path):
+    """A file where a folder is needed, a name that is too long: which path, and what is wrong."""
+    (tmp_path / "file").write_text("here before")
+    for path, reason in (
+        (tmp_path / "file" / "scores.json", "'.*file' is a file, not a folder"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        with pytest.raises(OutputError, match=f"^can't write '.*': {reason}; choose another place"):
+            write_text(path, "x")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_name_that_is_no_utf8_is_written_readably(tmp_path):
+    """As Python and JSON show such bytes; the JSON can be read again, the file is valid UTF-8."""
+    name = os.fsdecode(b"K\xf6ln.jpg")
+    write_json(tmp_path / "a.json", {"path": name})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"path": name}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("{", "Expecting property name"),
+        ("9" * 5_000, "integer string conversion"),
+        (b"\xff\xfe\xff", "codec"),
+        (" " * (64 * 2**20 + 1), "64 MiB of JSON, more than any that airnet writes"),
+    ],
+    ids=["deep", "broken", "long-number", "no-text", "large"],
+)
+def test_json_of_strangers_fails_as_value_error(text, reason):
+    """Whatever is wrong with it, so that a reader has one thing to catch."""
+    with pytest.raises(ValueError, match=reason):
+        parse_json(text)
+    assert parse_json('{"a": [1, null]}') == {"a": [1, None]}
 
 
 def test_json_that_cant_be_written_leaves_the_old_one(tmp_path):

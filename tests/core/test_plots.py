@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from airnet_cli.core.plots import SUFFIXES, Line, Panel, draw_panels
-from airnet_cli.errors import DataError, UsageError
+from airnet_cli.errors import OutputError, UsageError
 
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'airnet[plots]'")
 
@@ -60,5 +60,5 @@ def test_without_matplotlib_the_line_says_how_to_get_it(tmp_path, monkeypatch):
 def test_a_place_that_can_not_be_written_is_one_line(tmp_path):
     """It names the place."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="can't write"):
+    with pytest.raises(OutputError, match="can't write"):
         draw_panels(tmp_path / "file" / "a.png", [Panel("a", "x", "y", LINES)], title="t")

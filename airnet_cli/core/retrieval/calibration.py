@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from airnet_cli.core.data.records import DISTRACTOR, JUNK
-from airnet_cli.core.files import why, write_json
+from airnet_cli.core.files import write_json
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.retrieval.distance import BLOCK_BYTES, product, squared_lengths
-from airnet_cli.errors import CheckpointError, EvaluationError, OutputError
+from airnet_cli.errors import CheckpointError, EvaluationError
 
 FORMAT = "airnet-calibration"
 FORMAT_VERSION = 1
@@ -332,12 +332,9 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
     """Write the file, whole or not at all.
 
     Raises:
-        CheckpointError: it can't be written.
+        OutputError: it can't be written.
     """
-    try:
-        write_json(path, calibration.to_dict())
-    except OutputError as error:
-        raise CheckpointError(f"can't write the calibration '{path}': {why(error)}") from None
+    write_json(path, calibration.to_dict())
 
 
 def read_calibration(path: Path) -> Calibration | None:

@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from airnet_cli.core.files import why, write_text
+from airnet_cli.core.files import write_text
 from airnet_cli.core.retrieval.metrics import RetrievalScores
-from airnet_cli.errors import DataError, OutputError
 
 COLUMNS = (
     "path",
@@ -50,7 +49,7 @@ def write_per_query(
         query_camera_ids: (Q,)
 
     Raises:
-        DataError: It can't be written.
+        OutputError: It can't be written.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -72,9 +71,4 @@ def write_per_query(
                 " ".join(map(str, ranks.tolist())),
             ]
         )
-    try:
-        write_text(path, text.getvalue())
-    except OutputError as error:
-        raise DataError(
-            f"can't write the table '{path}': {why(error)}; choose another place"
-        ) from None
+    write_text(path, text.getvalue())

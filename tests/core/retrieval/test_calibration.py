@@ -20,7 +20,7 @@ from airnet_cli.core.retrieval.calibration import (
     read_calibration,
     write_calibration,
 )
-from airnet_cli.errors import CheckpointError, EvaluationError
+from airnet_cli.errors import CheckpointError, EvaluationError, OutputError
 
 
 def problem(seed, *, queries=15, gallery=80, people=6, cameras=3, size=12):
@@ -240,7 +240,7 @@ def test_a_broken_file_is_an_error(tmp_path, content):
 def test_a_folder_that_can_not_be_written(tmp_path):
     """A place where no file can be is told in one line."""
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="can't write the calibration"):
+    with pytest.raises(OutputError, match=r"can't write '.*calibration\.json'"):
         write_calibration(tmp_path / "file" / "calibration.json", EXAMPLE)
 
 

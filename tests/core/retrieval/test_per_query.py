@@ -8,7 +8,7 @@ import torch
 
 from airnet_cli.core.retrieval.metrics import evaluate_retrieval
 from airnet_cli.core.retrieval.per_query import COLUMNS, write_per_query
-from airnet_cli.errors import DataError
+from airnet_cli.errors import OutputError
 
 QUERIES = {
     "query_person_ids": np.array([1, 2, 9]),
@@ -51,5 +51,5 @@ def test_a_place_that_can_not_be_written(tmp_path):
     """One line says which."""
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "table.csv"
-    with pytest.raises(DataError, match=r"can't write the table .*table\.csv"):
+    with pytest.raises(OutputError, match=r"can't write .*table\.csv"):
         write_per_query(path, scores=scores(), query_paths=None, **QUERIES)
