@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from airnet_cli.core.data.transforms import upright_rgb
+from airnet_cli.core.data.images import try_open_image
 from airnet_cli.errors import DataError
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -273,15 +273,10 @@ def open_picture(path: Path) -> Image.Image:
     Raises:
         DataError: it is missing or can't be read.
     """
-    try:
-        with Image.open(path) as file:
-            return upright_rgb(file)
-    except FileNotFoundError:
-        raise DataError(f"image '{path}' does not exist; was its folder moved?") from None
-    # Decoders raise nearly anything on broken bytes, as in `transforms.try_read_image`.
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"image '{path}' can't be read: {' '.join(reason.split())}") from None
+    image = try_open_image(path)
+    if isinstance(image, str):
+        raise DataError(f"image '{path}' can't be read: {image}")
+    return image
 
 
 def draw_mark(state: FrameState, size_px: int) -> Image.Image:

@@ -21,7 +21,8 @@ from torch import Tensor
 from airnet_cli.config.schema import Preset
 from airnet_cli.core.checkpoint import Checkpoint, model_fingerprint, read_checkpoint
 from airnet_cli.core.data.dataset import raise_for_bad
-from airnet_cli.core.data.transforms import image_tensor, read_image, upright_rgb
+from airnet_cli.core.data.images import upright_rgb
+from airnet_cli.core.data.transforms import image_tensor, read_image
 from airnet_cli.core.inference import EmbeddedBatch, embed_batches, embed_tensor
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
@@ -256,7 +257,8 @@ class Embedder:
             case Image.Image():
                 try:
                     rgb = upright_rgb(image)
-                except (ValueError, OSError) as error:
+                # Of a file that is opened but not read yet: what decoders raise on broken bytes.
+                except Exception as error:
                     raise DataError(f"image {number} can't be used: {error}") from None
                 yield image_tensor(rgb, **size)
             case np.ndarray():

@@ -153,7 +153,7 @@ def test_saliency_sheet_has_a_column_for_each_panel(crop):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "does not exist; was its folder moved"),
+        (None, "no such file; was its folder moved"),
         (b"no image", "can't be read"),
         (b"", "can't be read"),
     ],

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from airnet_cli.core.data.images import try_open_image
 from airnet_cli.core.model.airnet import IMAGENET_MEAN
 from airnet_cli.errors import DataError
 
@@ -37,41 +38,10 @@ def read_image(path: Path, *, height_px: int, width_px: int) -> Tensor:
 
 def try_read_image(path: Path, *, height_px: int, width_px: int) -> Tensor | str:
     """As `read_image`; or, in a few words, why the image can't be read."""
-    try:
-        with Image.open(path) as file:
-            return image_tensor(upright_rgb(file), height_px=height_px, width_px=width_px)
-    except FileNotFoundError:
-        return "no such file; was its folder moved?"
-    except UnidentifiedImageError:
-        return "empty file" if path.stat().st_size == 0 else "not an image"
-    # Decoders raise nearly anything on broken bytes (SyntaxError, struct.error, IndexError, ...).
-    except Exception as error:
-        text = getattr(error, "strerror", None) or str(error)  # strerror: without the path
-        return " ".join(text.split()) or type(error).__name__
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Any image of Pillow's as RGB, 8 bits, turned as its EXIF orientation says.
-
-    16-bit grey is scaled (Pillow's own conversion clips it to white). Behind transparent parts lies
-    the ImageNet mean, which is zero for the network, as an erased patch is in training.
-
-    Raises:
-        ValueError: pixels without a defined brightness (32-bit integers, floating point).
-    """
-    is_16_bit = image.mode.startswith("I;16") or (
-        image.mode == "I" and image.format in ("PNG", "PPM")  # Pillow before 11 widens 16-bit PNG
-    )
-    if image.mode in ("I", "F") and not is_16_bit:
-        raise ValueError("32-bit pixels have no defined brightness; save it with 8 or 16 bits")
-    upright = ImageOps.exif_transpose(image)
-    if is_16_bit:
-        values = np.asarray(upright).astype(np.uint32)
-        upright = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 = 255 * 257
-    if upright.has_transparency_data:
-        ground = Image.new("RGBA", upright.size, NEUTRAL)
-        upright = Image.alpha_composite(ground, upright.convert("RGBA"))
-    return upright.convert("RGB")
+    image = try_open_image(path)
+    if isinstance(image, str):
+        return image
+    return image_tensor(image, height_px=height_px, width_px=width_px)
 
 
 def image_tensor(image: Image.Image, *, height_px: int, width_px: int) -> Tensor:
@@ -81,10 +51,6 @@ def image_tensor(image: Image.Image, *, height_px: int, width_px: int) -> Tensor
     if image.size != (width_px, height_px):
         image = image.resize((width_px, height_px), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (3, H, W)
-
-
-NEUTRAL = (*(round(255 * value) for value in IMAGENET_MEAN), 255)
-"""The ImageNet mean as an opaque RGBA colour."""
 
 
 @dataclass(frozen=True, kw_only=True)

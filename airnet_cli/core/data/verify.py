@@ -10,8 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
+from airnet_cli.core.data.images import try_open_image
 from airnet_cli.core.processes import begin, naming_the_dead
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError
@@ -98,18 +97,6 @@ def _decode_all(root: Path, paths: Sequence[str]) -> list[BadImage]:
 
 
 def _problem(path: Path) -> str | None:
-    """Say in a few words why an image can't be decoded; None if it can."""
-    try:
-        if path.stat().st_size == 0:
-            return "empty file"
-        with Image.open(path) as image:
-            # To RGB, as training will: some broken palettes only show there.
-            image.convert("RGB")
-    except FileNotFoundError:
-        return "no such file"
-    except UnidentifiedImageError:
-        return "not an image"
-    # Decoders raise nearly anything on broken bytes (SyntaxError, struct.error, IndexError, ...).
-    except Exception as error:
-        return " ".join(str(error).split()) or type(error).__name__
-    return None
+    """Say in a few words why an image can't be read, as training would; None if it can."""
+    image = try_open_image(path)
+    return image if isinstance(image, str) else None

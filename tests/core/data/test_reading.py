@@ -1,6 +1,7 @@
 """Reading one image: every format and mode that people have, as they look on a screen."""
 
 import itertools
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from airnet_cli.core.data.transforms import read_image, try_read_image, upright_rgb
+from airnet_cli.core.data import images
+from airnet_cli.core.data.images import NEUTRAL, upright_rgb
+from airnet_cli.core.data.transforms import read_image, try_read_image
 from airnet_cli.core.model.airnet import IMAGENET_MEAN
 from airnet_cli.errors import DataError
 
@@ -156,11 +159,74 @@ def test_what_can_not_be_read(tmp_path: Path, content: bytes | None, reason: str
 
 
 def test_a_folder_is_no_image(tmp_path: Path) -> None:
-    """What the system says is told without the path, which stands there already."""
-    assert try_read_image(tmp_path, height_px=2, width_px=2) == "Is a directory"
+    """Nor is a pipe, at which a reader would wait for ever."""
+    assert try_read_image(tmp_path, height_px=2, width_px=2) == "a folder, not a file"
+    os.mkfifo(tmp_path / "x.jpg")
+    reason = try_read_image(tmp_path / "x.jpg", height_px=2, width_px=2)
+    assert reason == "a pipe or device, not a file"
 
 
 def test_turns_are_told_apart() -> None:
     """The picture of the EXIF test looks different in all eight turns: that test can fail."""
     turned = [np.asarray(picture().resize((4, 4)).transpose(turn)) for turn in Image.Transpose]
     assert not any(np.array_equal(a, b) for a, b in itertools.combinations(turned, 2))
+
+
+def test_neutral_is_the_mean() -> None:
+    """Written out where no torch is: the same as the network's."""
+    assert (*(round(255 * value) for value in IMAGENET_MEAN), 255) == NEUTRAL
+
+
+def as_jpeg(**options: object) -> bytes:
+    file = BytesIO()
+    picture().resize((64, 64)).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def eps() -> bytes:
+    file = BytesIO()
+    picture().save(file, "EPS")
+    return file.getvalue()
+
+
+def many_scans(content: bytes) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + 300_000 * scan[:20] + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (eps(), "not an image"),
+        (many_scans(as_jpeg(progressive=True)), "4,096 pixels in 300,"),
+    ],
+    ids=["eps", "scans"],
+)
+def test_what_would_cost_too_much(tmp_path: Path, content: bytes, reason: str) -> None:
+    """Nothing is decoded that starts another program, or takes minutes."""
+    (tmp_path / "x.jpg").write_bytes(content)
+    assert reason in str(try_read_image(tmp_path / "x.jpg", height_px=2, width_px=2))
+
+
+@pytest.mark.parametrize("limit", [63 * 64, 1000], ids=["more", "many-times-more"])
+def test_too_many_pixels(tmp_path: Path, monkeypatch, limit: int) -> None:
+    """Refused by the header; Pillow's own limit says the same."""
+    monkeypatch.setattr(images, "MAX_PIXELS", limit)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    (tmp_path / "x.jpg").write_bytes(as_jpeg())
+    assert f"more than {limit:,} pixels; reduce it" in str(
+        try_read_image(tmp_path / "x.jpg", height_px=2, width_px=2)
+    )
+
+
+def test_exif_that_can_not_be_understood_turns_nothing(tmp_path: Path) -> None:
+    """The picture is whole: it is shown as it is stored, as other programs do."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = as_jpeg(exif=exif.tobytes())
+    at = whole.index(b"Exif\0\0")
+    for place, bad in ((at + 6, b"XX"), (at + 10, b"\xff\xff\xff\xff"), (at + 16, b"\x99" * 8)):
+        (tmp_path / "x.jpg").write_bytes(whole[:place] + bad + whole[place + len(bad) :])
+        (tmp_path / "plain.jpg").write_bytes(as_jpeg())
+        assert np.array_equal(read(tmp_path / "x.jpg"), read(tmp_path / "plain.jpg"))

@@ -69,9 +69,9 @@ def test_a_bad_image_is_tried_once(folder: Path, monkeypatch) -> None:
     opened: list[Path] = []
     open_image = Image.open
 
-    def counting(path: Path) -> Image.Image:
+    def counting(path: Path, **options: object) -> Image.Image:
         opened.append(path)
-        return open_image(path)
+        return open_image(path, **options)
 
     monkeypatch.setattr(Image, "open", counting)
     verify_images(folder, ["cut.jpg", "page.jpg", "cut.jpg"], workers=0)
