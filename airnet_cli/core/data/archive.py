@@ -1,15 +1,16 @@
 """Zip archives from strangers: checked before anything is written, unpacked whole or not at all.
 
-Refused: absolute paths, `..`, links and devices, two members of one name, encryption, and sizes
-that no set of images has (zip bombs). Hidden files and `__MACOSX` are left out.
+Refused: absolute paths, `..`, links and devices, two members of one name, encryption, methods of
+packing that take much memory, and sizes that no set of images has (zip bombs, millions of members).
+Hidden files and `__MACOSX` are left out.
 """
 
+import io
 import shutil
 import stat
 import tempfile
 import unicodedata
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -19,11 +20,16 @@ from airnet_cli.errors import DataError
 
 MAX_BYTES = 64 * 2**30
 """Unpacked size of all members: MSMT17, the largest set in use, has about 3 GiB."""
-MAX_MEMBERS = 2_000_000
+MAX_MEMBERS = 1_000_000
+"""Market-1501 with all its distractors has half of that; a million take a gigabyte of memory."""
+MAX_LIST_BYTES = 256 * 2**20
+"""Size of the list of members at the end of a zip, which is read whole."""
 MAX_RATIO = 200
 """Unpacked to packed size of a member: images hardly shrink at all, tables by 20 to 50."""
 RATIO_FROM_BYTES = 2**20
-"""Members smaller than this may have any ratio: they can't do harm."""
+"""Members smaller than this may have any ratio, as long as all together keep to it."""
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
+"""How members may be packed. LZMA is let out: a member can ask for 4 GB to unpack it."""
 
 
 @contextmanager
@@ -89,7 +95,7 @@ def extract_zip(
         DataError: it is not a zip, is damaged, is not safe to unpack, or does not fit on the disk.
     """
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with _Reader(io.FileIO(archive)) as file, _Zip(file) as opened:
             members = _checked_members(archive, opened, keep)
             total = sum(info.file_size for info, _ in members)
             free = shutil.disk_usage(folder).free
@@ -103,8 +109,10 @@ def extract_zip(
                     progress("unpacking", done, len(members), "files")
                 _extract_member(opened, info, folder / path)
             progress("unpacking", len(members), len(members), "files")
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{archive} {_what_else(archive)} ({error}); download it again") from error
+    except DataError:
+        raise
+    except _TooManyError as error:
+        raise _refused(archive, str(error)) from None
     except (NotImplementedError, RuntimeError) as error:
         raise DataError(
             f"{archive} can't be unpacked: {error}; unpack it yourself and give the folder"
@@ -114,20 +122,56 @@ def extract_zip(
             f"can't unpack {archive}: {error.strerror or error}; "
             f"check the file and the space under {folder.parent}"
         ) from error
+    # zipfile raises nearly anything on broken bytes (zlib.error, struct.error, ValueError, ...).
+    except Exception as error:
+        raise DataError(f"{archive} {_what_else(archive)} ({error}); download it again") from error
     return len(members)
+
+
+class _TooManyError(Exception):
+    """More members than any set of images has; the message says how many."""
+
+
+class _Reader(io.BufferedReader):
+    """Reads an archive; not all of it at once, however long it says that its list is."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_LIST_BYTES:
+            raise _TooManyError(f"its list of members has {size / 2**20:,.0f} MiB")
+        return super().read(size)
+
+
+class _Members(list[zipfile.ZipInfo]):
+    """A list of members that does not outgrow memory."""
+
+    def append(self, member: zipfile.ZipInfo, /) -> None:
+        if len(self) == MAX_MEMBERS:
+            raise _TooManyError(f"it has more than {MAX_MEMBERS:,} members")
+        super().append(member)
+
+
+class _Zip(zipfile.ZipFile):
+    """A zip whose list of members is bounded while it is read, not afterwards."""
+
+    @property
+    def filelist(self) -> list[zipfile.ZipInfo]:
+        """What zipfile appends each member to."""
+        return self._members
+
+    @filelist.setter
+    def filelist(self, members: list[zipfile.ZipInfo]) -> None:
+        self._members = _Members(members)
 
 
 def _checked_members(
     archive: Path, opened: zipfile.ZipFile, keep: Callable[[PurePosixPath], bool]
 ) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
     """Check all members; give the wanted files with their safe relative paths."""
-    infos = opened.infolist()
-    if len(infos) > MAX_MEMBERS:
-        raise _refused(archive, f"it has {len(infos):,} members, more than {MAX_MEMBERS:,}")
     wanted: list[tuple[zipfile.ZipInfo, PurePosixPath]] = []
     seen: set[str] = set()
     total = 0
-    for info in infos:
+    archive_size = archive.stat().st_size
+    for info in opened.infolist():
         path = _safe_path(archive, info)
         # Names that differ in case or accents' spelling only are one file on other systems.
         key = unicodedata.normalize("NFC", str(path)).casefold()
@@ -145,6 +189,8 @@ def _checked_members(
                 archive,
                 f"{info.filename!r} grows from {info.compress_size:,} bytes to {info.file_size:,}",
             )
+        if total > RATIO_FROM_BYTES and total > MAX_RATIO * archive_size:
+            raise _refused(archive, f"it grows from {archive_size:,} bytes to {total:,} and more")
         hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
         if not info.is_dir() and not hidden and keep(path):
             wanted.append((info, path))
@@ -163,6 +209,8 @@ def _safe_path(archive: Path, info: zipfile.ZipInfo) -> PurePosixPath:
         raise _refused(archive, f"{info.filename!r} is a link or a device")
     if info.flag_bits & 1:
         raise _refused(archive, f"{info.filename!r} is encrypted")
+    if info.compress_type not in METHODS:
+        raise _refused(archive, f"{info.filename!r} is packed by method {info.compress_type}")
     return path
 
 

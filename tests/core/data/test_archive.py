@@ -32,6 +32,12 @@ def member(name: str, mode: int) -> zipfile.ZipInfo:
     return info
 
 
+def by_method(name: str, method: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.compress_type = method
+    return info
+
+
 def test_unpacks_what_is_wanted(tmp_path: Path) -> None:
     """Wanted files come out as they went in; hidden ones and a Mac's extras do not."""
     source = write(
@@ -81,6 +87,12 @@ def test_unpacks_what_is_wanted(tmp_path: Path) -> None:
         pytest.param([("a", b"1"), ("./a", b"2")], "twice", id="twice"),
         pytest.param([("a.jpg", b"1"), ("A.JPG", b"2")], "twice", id="twice-but-for-case"),
         pytest.param([("a", b"\0" * 2**21)], "'a' grows from .* bytes to 2,097,152", id="zip-bomb"),
+        pytest.param(
+            [(f"a{number}", b"\0" * 2**20) for number in range(4)],
+            "it grows from .* bytes to",
+            id="many-small-bombs",
+        ),
+        pytest.param([(by_method("a", zipfile.ZIP_LZMA), b"1")], "by method 14", id="lzma"),
     ],
 )
 def test_refuses_unsafe(tmp_path: Path, members, why: str) -> None:
@@ -94,7 +106,9 @@ def test_refuses_unsafe(tmp_path: Path, members, why: str) -> None:
     assert files_under(tmp_path / "deep") == {}
 
 
-@pytest.mark.parametrize(("limit", "value"), [("MAX_BYTES", 5), ("MAX_MEMBERS", 1)])
+@pytest.mark.parametrize(
+    ("limit", "value"), [("MAX_BYTES", 5), ("MAX_MEMBERS", 1), ("MAX_LIST_BYTES", 50)]
+)
 def test_refuses_absurd_sizes(tmp_path: Path, monkeypatch, limit: str, value: int) -> None:
     """Limits hold for the whole archive."""
     monkeypatch.setattr(archive, limit, value)
