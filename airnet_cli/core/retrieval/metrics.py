@@ -30,8 +30,8 @@ Nearness = npt.NDArray[np.floating[Any]]
 CMC_RANKS = (1, 5, 10, 20)
 """The ranks at which papers report CMC."""
 
-SORT_FROM = 80
-"""Right answers from which sorting a query's row costs less than a pass over it for each."""
+SORTED_PER_MATCH = 300
+"""Values that are sorted in the time of one pass for a right answer (measured: 1,000 to 80,000)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +322,11 @@ def match_ranks(nearness: Nearness, matches: Integers) -> Integers:
         matches: (n,) indices of the right answers in it, at least one.
     """
     thresholds = nearness[matches]
-    if len(matches) < SORT_FROM:
+    is_ahead_of_last = nearness >= thresholds.min()
+    if 2 * np.count_nonzero(is_ahead_of_last) < len(nearness):  # the rest can't change a rank
+        rows = np.flatnonzero(is_ahead_of_last)
+        nearness, matches = nearness[rows], rows.searchsorted(matches)
+    if len(nearness) > SORTED_PER_MATCH * len(matches):
         ahead = [
             np.count_nonzero(nearness[:match] >= threshold)
             + np.count_nonzero(nearness[match + 1 :] > threshold)

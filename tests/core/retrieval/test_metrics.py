@@ -271,14 +271,15 @@ def test_both_average_precisions(relevance, mean_precision, trapezoid):
     assert average_precision_trapezoid(ranks) == pytest.approx(trapezoid, abs=5e-4)
 
 
-@pytest.mark.parametrize("sort_from", [1, 1000], ids=["by sorting", "by counting"])
-def test_both_ways_to_ranks_agree_on_ties(monkeypatch, sort_from):
+@pytest.mark.parametrize("sorted_per_match", [0, 1000], ids=["by counting", "by sorting"])
+@pytest.mark.parametrize("share", [0.3, 0.03], ids=["answers far behind", "few answers"])
+def test_both_ways_to_ranks_agree_on_ties(monkeypatch, sorted_per_match, share):
     """Ranks among many equal values follow the order of the rows, whichever way they are found."""
-    monkeypatch.setattr(metrics, "SORT_FROM", sort_from)
+    monkeypatch.setattr(metrics, "SORTED_PER_MATCH", sorted_per_match)
     random = np.random.default_rng(0)
     for _ in range(50):
         nearness = random.integers(0, 6, 30).astype(np.float32)
-        matches = np.flatnonzero(random.random(30) < 0.3)
+        matches = np.flatnonzero(random.random(30) < share)
         if len(matches):
             order = np.argsort(-nearness, kind="stable").tolist()
             expected = sorted(order.index(match) + 1 for match in matches)

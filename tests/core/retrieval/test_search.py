@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from airnet_cli.core.retrieval import search as search_module
 from airnet_cli.core.retrieval.search import search
 from airnet_cli.errors import DataError
 
@@ -110,9 +111,42 @@ def test_only_what_was_asked_for(parts, share, block_rows):
     np.testing.assert_allclose(found.scores, scores, atol=1e-7)
 
 
-def test_a_memory_map_is_read_in_blocks(tmp_path):
+@pytest.mark.parametrize("num_queries", [1, 20])
+def test_pieces_of_a_block_change_nothing(monkeypatch, num_queries):
+    """A block that is read in many pieces gives the answers of a block read at once."""
+    gallery, queries = features(1, 300, 24, "duplicates"), features(2, num_queries, 24)
+    monkeypatch.setattr(search_module, "PIECE_BYTES", 7 * 24 * 4)
+    found = search(queries=queries, gallery_embeddings=gallery, k=40, block_rows=200)
+    np.testing.assert_array_equal(found.rows, reference(queries, gallery, k=40)[0])
+
+
+@pytest.mark.parametrize("k", [1, 20])
+def test_more_rows_alike_than_are_held(monkeypatch, k):
+    """Rows that float32 can't tell apart are decided by float64 block by block, ties by row."""
+    monkeypatch.setattr(search_module, "MOST_ALIKE", 8)
+    gallery = np.concatenate([features(1, 150, 32, "alike"), features(3, 150, 32, "ties")])
+    gallery[::2] = gallery[0]  # half of them are one row
+    queries = np.concatenate([np.ones((2, 32), np.float32), features(2, 3, 32)])
+    found = search(queries=queries, gallery_embeddings=gallery, k=k, block_rows=60)
+    rows, scores = reference(queries, gallery, k=k)
+    np.testing.assert_array_equal(found.rows, rows)
+    np.testing.assert_allclose(found.scores, scores, atol=1e-7)
+
+
+def test_every_float16_is_read_as_it_is(tmp_path):
+    """All finite float16 values, subnormal ones too, become float32 exactly, from a mapped file."""
+    values = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(-1, 64)
+    values = values[np.isfinite(values).all(axis=1)]
+    np.save(tmp_path / "g.npy", values)
+    reader = search_module._Reader(np.load(tmp_path / "g.npy", mmap_mode="r"))
+    for rows in (np.arange(3, 40), np.array([700, 2, 2])):
+        np.testing.assert_array_equal(reader.take(rows), values[rows].astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_memory_map_is_read_in_blocks(tmp_path, dtype):
     """A mapped file gives the same answers, stays as it is, and progress reaches its end."""
-    gallery, calls = features(6, 50, 16), []
+    gallery, calls = features(6, 50, 16).astype(dtype), []
     np.save(tmp_path / "g.npy", gallery)
     mapped = np.load(tmp_path / "g.npy", mmap_mode="r")
     found = search(
