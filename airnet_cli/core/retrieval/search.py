@@ -15,6 +15,7 @@ P candidate pairs.
 
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +32,9 @@ Rows = npt.NDArray[np.int64]
 PIECE_BYTES = 4 * 2**20
 """Of a piece as float32: small enough that what is done with it finds it in the cache."""
 
-MANY_QUERIES = 16
-"""From so many on the product is the most, and it likes pieces of four times the size."""
+FEW_QUERIES = 2
+"""Up to so many, reading the gallery is all the work, and each thread reads its own share. For more
+the product is, which has threads of its own and likes pieces of four times the size."""
 
 BLOCK_ROWS = 4096
 """B, unless (queries, B) cosines would take more than `PAIR_BYTES`."""
@@ -97,29 +99,50 @@ def search(
     compared = np.concatenate([np.arange(width)[part] for part in parts])
     exact = _unit_queries(queries, compared)  # (Q, D) float64, in the order of `parts`
     best = _Best(exact, gallery_embeddings, compared, k=min(k, num_allowed))
-    # Gallery by queries: in this order the library's product is faster.
-    product = [(part, exact[:, at].astype(np.float32).T) for part, at in _places(parts, width)]
-    reader = _Reader(gallery_embeddings)
-    piece_bytes = PIECE_BYTES * (4 if len(queries) >= MANY_QUERIES else 1)
-    piece = max(1, piece_bytes // (4 * width))
-    block = block_rows or max(piece, min(BLOCK_ROWS, PAIR_BYTES // (4 * max(1, len(queries)))))
+    product = [(part, exact[:, at].astype(np.float32)) for part, at in _places(parts, width)]
+    block = block_rows or max(64, min(BLOCK_ROWS, PAIR_BYTES // (4 * max(1, len(queries)))))
+    threads = torch.get_num_threads() if len(queries) <= FEW_QUERIES else 1
+    readers = [_Reader(gallery_embeddings) for _ in range(threads)]
     done = 0
     progress("searching", done, num_allowed, "rows")
-    for rows in _blocks(num_rows, block, allowed):
-        cosines = np.empty((len(queries), len(rows)), np.float32)  # (Q, B)
-        for begin in range(0, len(rows), piece):
-            near = rows[begin : begin + piece]
-            values = reader.take(near)  # (R, D) float32
-            lengths = _lengths(values, near, [part for part, _ in product])
-            here = cosines[:, begin : begin + piece]  # (Q, R)
-            here[:] = 0
-            for part, vectors in product:
-                here += (values[:, part] @ vectors).T
-            here /= lengths
-        best.add(cosines, rows)
-        done += len(rows)
-        progress("searching", done, num_allowed, "rows")
+    with ThreadPoolExecutor(threads) as pool:
+        for rows in _blocks(num_rows, block, allowed):
+            cosines = np.empty((len(queries), len(rows)), np.float32)  # (Q, B)
+            spans = zip(
+                readers,
+                np.array_split(rows, threads),
+                np.array_split(cosines, threads, axis=1),
+                strict=True,
+            )
+            for finished in [pool.submit(_compare, product, *span) for span in spans]:
+                finished.result()
+            best.add(cosines, rows)
+            done += len(rows)
+            progress("searching", done, num_allowed, "rows")
     return best.finish()
+
+
+def _compare(
+    product: Sequence[tuple[slice, npt.NDArray[np.float32]]],
+    reader: "_Reader",
+    rows: Rows,
+    cosines: npt.NDArray[np.float32],
+) -> None:
+    """Put the cosines of all queries with `rows` (B,) into `cosines` (Q, B)."""
+    few = len(cosines) <= FEW_QUERIES
+    piece = max(1, PIECE_BYTES * (1 if few else 4) // (4 * reader.matrix.shape[1]))
+    for begin in range(0, len(rows), piece):
+        near, here = rows[begin : begin + piece], cosines[:, begin : begin + piece]  # (Q, R)
+        values = reader.take(near)  # (R, D) float32
+        lengths = _lengths(values, near, [part for part, _ in product])
+        here[:] = 0
+        for part, vectors in product:
+            if few:
+                for cosine, vector in zip(here, vectors, strict=True):
+                    cosine += _dots(values[:, part], vector)
+            else:
+                here += (values[:, part] @ vectors.T).T  # in this order the product is faster
+        here /= lengths
 
 
 class _Best:
@@ -231,15 +254,22 @@ def _lengths(
     with np.errstate(over="ignore", invalid="ignore"):
         squared = np.zeros(len(values), np.float32)
         for part in parts:
-            # R products of a row with itself: the library's dot product, faster than einsum.
-            columns = values[:, part]
-            squared += np.matmul(columns[:, None, :], columns[:, :, None])[:, 0, 0]
+            squared += _dots(values[:, part], values[:, part])
     for row in rows[~(np.isfinite(squared) & (squared >= SHORTEST_SQUARED))][:1]:
         raise DataError(
             f"gallery row {row} (from 0) has no direction: zero, NaN, infinity or values too large "
             "for float32; embed the gallery again, or leave that row out"
         )
     return np.sqrt(squared)
+
+
+def _dots(rows: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32]) -> Any:
+    """The dot products (R,) of `rows` (R, d) with `vectors`, (R, d) or one (d,).
+
+    By the library's dot product of two vectors: it runs in the caller's thread, and is faster than
+    einsum.
+    """
+    return np.matmul(rows[:, None, :], vectors[..., :, None])[:, 0, 0]
 
 
 def _blocks(num_rows: int, block: int, allowed: npt.NDArray[np.bool_] | None) -> Iterator[Rows]:
@@ -249,26 +279,36 @@ def _blocks(num_rows: int, block: int, allowed: npt.NDArray[np.bool_] | None) ->
         yield rows[begin : begin + block]
 
 
+ALONE = 2**15 - 1
+"""Values that torch copies in the caller's thread: waking others costs more than it saves."""
+
+
 class _Reader:
-    """Rows of a matrix as float32."""
+    """Rows of a matrix as float32; each thread has its own."""
 
     def __init__(self, matrix: Matrix) -> None:
         self.matrix = matrix
-        self.buffer = np.empty((0, matrix.shape[1]), np.float32)
+        self.half: torch.Tensor | None = None
+        if matrix.dtype == np.float16:  # torch makes float32 of it ten times as fast as NumPy
+            self.buffer = np.empty((0, matrix.shape[1]), np.float32)
+            with warnings.catch_warnings():  # that the map can't be written to: nobody does
+                warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
+                self.half = torch.from_numpy(matrix)
 
     def take(self, rows: Rows) -> npt.NDArray[np.float32]:
         """Return `rows` (R, D), valid until the next call: a view where the matrix allows it."""
         first, last = int(rows[0]), int(rows[-1])
         is_adjacent = last - first + 1 == len(rows) and bool((np.diff(rows) == 1).all())
-        taken = self.matrix[first : last + 1] if is_adjacent else self.matrix[rows]
-        if taken.dtype != np.float16:
-            return np.asarray(taken, dtype=np.float32)
+        adjacent = slice(first, last + 1)
+        if self.half is None:
+            return np.asarray(self.matrix[adjacent if is_adjacent else rows], dtype=np.float32)
+        taken = self.half[adjacent] if is_adjacent else self.half[torch.from_numpy(rows)]
         if len(self.buffer) < len(rows):
             self.buffer = np.empty((len(rows), self.matrix.shape[1]), np.float32)
         values = self.buffer[: len(rows)]
-        with warnings.catch_warnings():  # that the map can't be written to: nobody does
-            warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
-            torch.from_numpy(values).copy_(torch.from_numpy(taken))
+        target, step = torch.from_numpy(values), max(1, ALONE // self.matrix.shape[1])
+        for begin in range(0, len(rows), step):
+            target[begin : begin + step].copy_(taken[begin : begin + step])
         return values
 
 
