@@ -29,8 +29,8 @@ fix: $(READY)  ## format and repair what can be repaired
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(READY)  ## measure the hot paths beside their obvious implementations
-	$(BIN)/python -m benchmarks
+bench: $(READY)  ## measure each path beside its limit (QUICK=1: two minutes)
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 clean:  ## remove .venv, caches and builds; data and runs stay
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

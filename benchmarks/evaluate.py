@@ -1,0 +1,105 @@
+"""Evaluation at the sizes of Market-1501 and MSMT17, beside the matrix product that it can't avoid.
+
+The features are synthetic: a direction for each person, and noise, so that right answers are
+mostly, but not always, near.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from airnet_cli.core.retrieval.metrics import RetrievalScores, evaluate_retrieval
+from benchmarks.measure import Row, Sizes, in_turn, peak_memory_mb
+
+BLOCK_BYTES = 96 * 2**20
+"""Of the rival's products."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Features and labels of a retrieval problem."""
+
+    query: torch.Tensor
+    gallery: torch.Tensor
+    query_people: np.ndarray
+    query_cameras: np.ndarray
+    gallery_people: np.ndarray
+    gallery_cameras: np.ndarray
+
+
+def rows(sizes: Sizes) -> Iterator[Row]:
+    """Each data set's size with 2,048 and 6,144 dimensions."""
+    cases = sizes.pick(
+        [("Market-1501 size", 3368, 15913, 750, 6), ("MSMT17 size", 11659, 82161, 3060, 15)],
+        [
+            ("an eighth of Market-1501", 421, 1989, 94, 6),
+            ("an eighth of MSMT17", 1457, 10270, 380, 15),
+        ],
+        [("tiny", 20, 60, 5, 3)],
+    )
+    for name, *numbers in cases:
+        for dimensions in sizes.pick((2048, 6144), (2048,), (32,)):
+            problem = draw(*numbers, dimensions)
+            large = sizes.name == "full" and numbers[1] > 50_000
+            seconds, rival_seconds = in_turn(
+                partial(score, problem), partial(products, problem), turns=1 if large else 3
+            )
+            yield Row(
+                path="evaluate",
+                case=f"{name}: {numbers[0]:,} x {numbers[1]:,} x {dimensions:,}",
+                rival="its blocked matrix product",
+                seconds=seconds,
+                rival_seconds=rival_seconds,
+                target="at most 1.25",
+                memory_mb=peak_memory_mb(draw, score, *numbers, dimensions),
+                memory_target_mb=300,
+            )
+
+
+def draw(queries: int, gallery: int, people: int, cameras: int, dimensions: int) -> Problem:
+    """Features and labels, the same for the same sizes."""
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((people + 1, dimensions), dtype=np.float32)
+
+    def features(labels: np.ndarray) -> torch.Tensor:
+        values = random.standard_normal((len(labels), dimensions), dtype=np.float32)
+        values *= 4 / np.sqrt(2)
+        for begin in range(0, len(labels), 1024):  # never a second matrix of the whole size
+            values[begin : begin + 1024] += centres[labels[begin : begin + 1024]]
+        return torch.from_numpy(values)
+
+    query_people = np.arange(queries) % people + 1
+    gallery_people = random.integers(0, people + 1, gallery)  # 0: distractors
+    return Problem(
+        features(query_people),
+        features(gallery_people),
+        query_people,
+        random.integers(1, cameras + 1, queries),
+        gallery_people,
+        random.integers(1, cameras + 1, gallery),
+    )
+
+
+def score(problem: Problem) -> RetrievalScores:
+    """Ours."""
+    return evaluate_retrieval(
+        query_embeddings=problem.query,
+        gallery_embeddings=problem.gallery,
+        query_person_ids=problem.query_people,
+        query_camera_ids=problem.query_cameras,
+        gallery_person_ids=problem.gallery_people,
+        gallery_camera_ids=problem.gallery_cameras,
+        metric="cosine",
+    )
+
+
+def products(problem: Problem) -> None:
+    """The limit: all products of queries and gallery, in blocks, into memory that is there."""
+    gallery = problem.gallery.T
+    size = max(1, BLOCK_BYTES // (4 * gallery.shape[1]))
+    block = torch.empty(min(size, len(problem.query)), gallery.shape[1])
+    for queries in problem.query.split(size):
+        torch.mm(queries, gallery, out=block[: len(queries)])

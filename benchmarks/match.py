@@ -1,0 +1,97 @@
+"""Search in a mapped gallery, beside NumPy's product and argpartition on arrays in memory.
+
+The rival has its rows at length 1 already, and needs no exact order among equal scores; ours takes
+every row's length in passing. A float16 gallery is compared with the float32 product in memory too:
+NumPy has no quick product of float16.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from airnet_cli.core.retrieval.search import SearchResult, search
+from benchmarks.measure import Row, Sizes, in_turn, peak_memory_mb
+
+K = 10
+
+
+def rows(sizes: Sizes) -> Iterator[Row]:
+    """1 and 100 queries, float32 and float16."""
+    num_rows, dimensions = sizes.pick((100_000, 6144), (8_000, 6144), (200, 32))
+    with tempfile.TemporaryDirectory() as folder:
+        unit = _write(Path(folder), num_rows, dimensions)
+        for dtype in ("float32", "float16"):
+            file = str(Path(folder) / f"{dtype}.npy")
+            mapped = np.load(file, mmap_mode="r")
+            for num_queries in (1, 100):
+                queries = draw_queries(num_queries, dimensions)
+                expected, found = in_memory(queries, unit), best(mapped, queries)
+                if dtype == "float32":
+                    same = sum(
+                        len(set(a) & set(b)) for a, b in zip(expected, found.rows, strict=True)
+                    )
+                    assert same >= 0.99 * expected.size, "other rows than NumPy's"
+                seconds, rival_seconds = in_turn(
+                    partial(best, mapped, queries),
+                    partial(in_memory, queries, unit),
+                    turns=5,
+                )
+                yield Row(
+                    path="match",
+                    case=f"{num_queries} in {num_rows:,} x {dimensions:,} {dtype}, mapped",
+                    rival="NumPy product and argpartition, float32 rows of length 1 in memory",
+                    seconds=seconds,
+                    rival_seconds=rival_seconds,
+                    target="at most 1.0",
+                    memory_mb=peak_memory_mb(open_both, search_both, file, num_queries),
+                    note="memory has the mapped file's pages in it",
+                )
+
+
+def _write(folder: Path, num_rows: int, dimensions: int) -> np.ndarray:
+    """The gallery in both types; and its rows at length 1, in memory."""
+    gallery = np.empty((num_rows, dimensions), np.float32)
+    random = np.random.default_rng(0)
+    for begin in range(0, num_rows, 1024):
+        part = gallery[begin : begin + 1024]
+        random.standard_normal(out=part, dtype=np.float32)
+    np.save(folder / "float32.npy", gallery)
+    halves = np.lib.format.open_memmap(
+        folder / "float16.npy", mode="w+", dtype=np.float16, shape=gallery.shape
+    )
+    for begin in range(0, num_rows, 1024):
+        part = gallery[begin : begin + 1024]
+        halves[begin : begin + 1024] = part
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    halves.flush()
+    return gallery
+
+
+def draw_queries(number: int, dimensions: int) -> np.ndarray:
+    """Queries (Q, D)."""
+    return np.random.default_rng(1).standard_normal((number, dimensions), dtype=np.float32)
+
+
+def best(gallery: np.ndarray, queries: np.ndarray) -> SearchResult:
+    """Ours."""
+    return search(queries=queries, gallery_embeddings=gallery, k=K)
+
+
+def in_memory(queries: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """The rival: rows (Q, K), in no order."""
+    cosines = queries @ unit.T
+    return np.argpartition(cosines, -K, axis=1)[:, -K:]
+
+
+def open_both(file: str, num_queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """The mapped gallery and queries, in another process."""
+    mapped = np.load(file, mmap_mode="r")
+    return mapped, draw_queries(num_queries, mapped.shape[1])
+
+
+def search_both(opened: tuple[np.ndarray, np.ndarray]) -> SearchResult:
+    """Ours, on what `open_both` opened."""
+    return best(*opened)

@@ -1,0 +1,77 @@
+"""Re-ranking by k-reciprocal neighbours, beside the published dense algorithm written in NumPy."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
+from benchmarks.evaluate import draw
+from benchmarks.measure import Row, Sizes, in_turn, peak_memory_mb
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def rows(sizes: Sizes) -> Iterator[Row]:
+    """1,000 + 5,000 images."""
+    queries, gallery, people = sizes.pick((1000, 5000, 250), (200, 1000, 50), (20, 60, 5))
+    dimensions = sizes.pick(2048, 512, 32)
+    pair = features(queries, gallery, people, dimensions)
+    np.testing.assert_allclose(ours(pair), dense(pair), atol=1e-5)
+    seconds, rival_seconds = in_turn(lambda: ours(pair), lambda: dense(pair), turns=2)
+    yield Row(
+        path="rerank",
+        case=f"{queries:,} + {gallery:,} x {dimensions:,}",
+        rival="the published dense algorithm in NumPy",
+        seconds=seconds,
+        rival_seconds=rival_seconds,
+        ratio_is="rival / ours",
+        target="at least 10",
+        memory_mb=peak_memory_mb(features, ours, queries, gallery, people, dimensions),
+    )
+
+
+def features(queries: int, gallery: int, people: int, dimensions: int) -> Pair:
+    """Synthetic features of people."""
+    problem = draw(queries, gallery, people, 6, dimensions)
+    return problem.query.numpy(), problem.gallery.numpy()
+
+
+def ours(pair: Pair) -> np.ndarray:
+    """All distances."""
+    return k_reciprocal_distances(queries=pair[0], gallery=pair[1], reranking=Reranking())
+
+
+def dense(pair: Pair, *, k1: int = 20, k2: int = 6, weight: float = 0.3) -> np.ndarray:
+    """Zhong et al. 2017 as published: several N x N matrices, a loop over the images."""
+    values = np.concatenate(pair)
+    values = values / np.linalg.norm(values, axis=1, keepdims=True)
+    original = 2 - 2 * values @ values.T
+    original = original / original.max(axis=1, keepdims=True)
+    order = np.argsort(original, axis=1, kind="stable")
+    num_queries, total = len(pair[0]), len(values)
+
+    def reciprocal(image: int, k: int) -> np.ndarray:
+        near = order[image, : k + 1]
+        return near[(order[near, : k + 1] == image).any(axis=1)]
+
+    described = np.zeros_like(original)
+    for image in range(total):
+        found = expanded = reciprocal(image, k1)
+        for neighbour in found:
+            theirs = reciprocal(neighbour, round(k1 / 2))
+            if len(np.intersect1d(theirs, found)) > 2 / 3 * len(theirs):
+                expanded = np.append(expanded, theirs)
+        expanded = np.unique(expanded)
+        weights = np.exp(-original[image, expanded])
+        described[image, expanded] = weights / weights.sum()
+    described = np.stack([described[order[image, :k2]].mean(axis=0) for image in range(total)])
+    jaccard = np.empty((num_queries, total), original.dtype)
+    columns = [np.flatnonzero(described[:, image]) for image in range(total)]
+    for query in range(num_queries):
+        shared = np.zeros(total, original.dtype)
+        for image in np.flatnonzero(described[query]):
+            rows_with = columns[image]
+            shared[rows_with] += np.minimum(described[query, image], described[rows_with, image])
+        jaccard[query] = 1 - shared / (2 - shared)
+    mixed = (1 - weight) * jaccard + weight * original[:num_queries]
+    return np.asarray(mixed[:, num_queries:])
