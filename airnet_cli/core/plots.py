@@ -5,6 +5,7 @@ in every panel: eight colours that people with any colour vision can tell apart 
 dashes for those who print in grey.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def check_plottable(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"'{path}' is no picture's name; it ends in one of {', '.join(SUFFIXES)}")
     try:
-        import matplotlib  # noqa: F401
+        importlib.import_module("matplotlib")
     except ImportError:
         raise UsageError(
             "curves are drawn by matplotlib, which is not installed: pip install 'airnet[plots]'"

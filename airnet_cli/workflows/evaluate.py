@@ -45,9 +45,9 @@ from airnet_cli.workflows.runs import SCORES, Model, find_model
 
 JSON_VERSION = 1
 RANKS = (1, 5, 10, 20)
+"""The CMC ranks that are reported."""
 CURVE_RANKS = 50
 """The CMC curve is recorded from rank 1 to this one."""
-"""The CMC ranks that are reported."""
 
 
 @dataclass(frozen=True)

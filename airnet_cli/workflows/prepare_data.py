@@ -471,10 +471,8 @@ def _table_labels(
     missing = [row for row in rows if not (root / row.record.path).is_file()]
     if not missing:
         return Labels(root=root, records=[row.record for row in rows])
-    listed = ", ".join(f"line {row.line}: {row.record.path}" for row in missing[: table.LISTED])
-    if missing[table.LISTED :]:
-        listed += f" and {len(missing) - table.LISTED:,} more"
-    what = f"{len(missing):,} of {len(rows):,} images of {path.name} are not under {root}: {listed}"
+    named = listed([f"line {row.line}: {row.record.path}" for row in missing])
+    what = f"{len(missing):,} of {len(rows):,} images of {path.name} are not under {root}: {named}"
     if not allow_partial or len(missing) == len(rows):
         raise DataError(
             f"{what}; give their folder or zip with --images, "

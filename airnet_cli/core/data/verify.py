@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airnet_cli.core.data.images import try_open_image
+from airnet_cli.core.data.problems import listed
 from airnet_cli.core.processes import begin, naming_the_dead
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError
@@ -81,11 +82,10 @@ def raise_for_bad(root: Path, bad: Sequence[BadImage]) -> None:
     """Raise one DataError that lists the first ten bad images; nothing for none."""
     if not bad:
         return
-    listed = ", ".join(f"{image.path} ({image.reason})" for image in bad[:10])
-    more = f" and {len(bad) - 10:,} more" if len(bad) > 10 else ""
     noun = "image" if len(bad) == 1 else "images"
     raise DataError(
-        f"{len(bad):,} {noun} under {root} can't be read: {listed}{more}; "
+        f"{len(bad):,} {noun} under {root} can't be read: "
+        f"{listed([f'{image.path} ({image.reason})' for image in bad])}; "
         "replace or remove them and try again"
     )
 
