@@ -15,10 +15,13 @@ from airnet_cli.cli.stopping import SIGNALS
 from airnet_cli.errors import DataError
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Put the test program's own handlers back: a stopped command keeps its."""
+    """Begin with the usual handlers (a test program in the background of a script ignores SIGINT),
+    and put its own ones back: a stopped command keeps its.
+    """
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -36,7 +39,7 @@ def run(command) -> tuple[int, str]:
     [(signal.SIGINT, (130, "interrupted\n")), (signal.SIGTERM, (143, "terminated\n"))],
     ids=["SIGINT", "SIGTERM"],
 )
-def test_a_signal_ends_the_command(handlers, number, expected):
+def test_a_signal_ends_the_command(number, expected):
     """As Ctrl-C does in Python: what the command has to put in order, it does."""
     ended = []
 
@@ -50,7 +53,7 @@ def test_a_signal_ends_the_command(handlers, number, expected):
     assert ended == ["in order"]
 
 
-def test_what_goes_wrong_in_stopping_is_the_stop(handlers):
+def test_what_goes_wrong_in_stopping_is_the_stop():
     """A supervisor stops helper processes too; their end is no error then."""
 
     def command() -> None:
@@ -75,7 +78,7 @@ def test_handlers_are_put_back():
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_what_is_ignored_stays_ignored(handlers):
+def test_what_is_ignored_stays_ignored():
     """SIGINT under nohup, and in background jobs of scripts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert run(lambda: os.kill(os.getpid(), signal.SIGINT)) == (0, "")
