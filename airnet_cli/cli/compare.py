@@ -55,7 +55,7 @@ def compare(
     runs_root: RunsRootOption = DEFAULT_RUNS_ROOT,
     json: JsonOption = False,
 ) -> None:
-    """Put runs side by side: mean and deviation over seeds, beside the paper's figures.
+    """Put runs side by side: means over seeds, and the paper.
 
     Example: airnet compare runs --against baseline --markdown
     """

@@ -72,7 +72,7 @@ def market1501(
     workers: WorkersOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Prepare Market-1501 and hold it against its published counts.
+    """Prepare Market-1501 by its published counts.
 
     A folder stays where it is; a zip is unpacked under the data root.
 
@@ -103,7 +103,7 @@ def cuhk03_labeled(
     workers: WorkersOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Prepare CUHK03 (new protocol) with boxes drawn by hand.
+    """Prepare CUHK03 (new protocol) with labeled boxes.
 
     Reading cuhk-03.mat needs pip install 'airnet[cuhk03]'; image folders need nothing.
 
@@ -123,7 +123,7 @@ def cuhk03_detected(
     workers: WorkersOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Prepare CUHK03 (new protocol) with boxes found by a detector.
+    """Prepare CUHK03 (new protocol) with detected boxes.
 
     Reading cuhk-03.mat needs pip install 'airnet[cuhk03]'; image folders need nothing.
 
@@ -155,7 +155,7 @@ def msmt17(
     workers: WorkersOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Prepare MSMT17, V1 or V2, and hold it against its lists and published counts.
+    """Prepare MSMT17, V1 or V2, by its lists and counts.
 
     A folder stays where it is; a zip is unpacked under the data root.
 
@@ -211,7 +211,7 @@ def folder(
     workers: WorkersOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Prepare your own images from folders or file names, and split them.
+    """Prepare your own images from folders or file names.
 
     Nobody is in both training and test. Each camera of a test person gives one query, the rest is
     the gallery.
@@ -292,7 +292,7 @@ def demo(
     workers: WorkersOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Draw a set of people who do not exist, to try everything out.
+    """Draw a set of people who do not exist, to try airnet.
 
     Example: airnet prepare-data demo --seed 7
     """
@@ -309,7 +309,7 @@ def demo(
     _show(prepared, json=json)
 
 
-HELP = "Prepare a data set: read labels, check every image, write data/NAME/manifest.jsonl."
+HELP = "Prepare a data set: labels read, every image checked."
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "market1501": market1501,
     "cuhk03-labeled": cuhk03_labeled,

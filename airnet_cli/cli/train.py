@@ -61,7 +61,7 @@ def train(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Train AIR-Net by a preset into a run folder, and evaluate it.
+    """Train AIR-Net by a preset into a run folder; evaluate it.
 
     Example: airnet train --preset market1501 --variants all --runs 3
     """

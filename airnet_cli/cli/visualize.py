@@ -113,7 +113,7 @@ def visualize(
         int, typer.Option("--workers", min=0, help="Decode images in so many processes.")
     ] = 1,
 ) -> None:
-    """Show what the network looked at and what it found: pictures, or a page with --html.
+    """Draw what the network looked at and what it found.
 
     Example: airnet visualize --gradcam --ranking --html report.html
     """

@@ -134,3 +134,11 @@ def test_shell_completion_knows_presets():
         env=os.environ | completing | {"COMP_WORDS": "airnet presets mark", "COMP_CWORD": "2"},
     )
     assert done.stdout.split() == ["market1501", "market1501-cpu"], done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["prepare-data"]], ids=["airnet", "prepare-data"])
+def test_lists_of_commands_are_whole(words, monkeypatch):
+    """At 80 columns no line of a list of commands is cut."""
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = runner.invoke(app, [*words, "--help"]).stdout.split("Commands:")[1]
+    assert "..." not in listed
