@@ -116,7 +116,8 @@ def train(
             listener=_listener(),
             progress=progress,
         )
-    _show_trained(trained, json)
+    if workflow.speaks():
+        _show_trained(trained, json)
 
 
 def _train_variants(
@@ -183,7 +184,8 @@ def _resume(run: Path, data_root: Path, device: DeviceName, json: bool) -> None:
         trained = workflow.resume(
             run, data_root=data_root, device=device, listener=_listener(), progress=progress
         )
-    _show_trained((trained,), json)
+    if workflow.speaks():
+        _show_trained((trained,), json)
 
 
 def _listener() -> "Listener":

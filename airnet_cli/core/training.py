@@ -8,7 +8,7 @@ at any epoch's start and go on bit by bit the same.
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,8 +19,9 @@ from airnet_cli.core.averaging import WeightAverage
 from airnet_cli.core.data.dataset import TrainingLoader
 from airnet_cli.core.data.sampler import IdentitySampler
 from airnet_cli.core.data.transforms import Augmentation
+from airnet_cli.core.distributed import ALONE, Team
 from airnet_cli.core.losses import HeadLoss, Loss, compute_loss
-from airnet_cli.core.model.airnet import AirNet
+from airnet_cli.core.model.airnet import AirNet, HeadOutput
 from airnet_cli.core.processes import naming_the_dead
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import PrecisionName, autocast
@@ -109,7 +110,7 @@ class Trainer:
     schedule: Schedule
     sampler: IdentitySampler
     loader: TrainingLoader
-    """Over `sampler`."""
+    """Over `sampler`, or over this process's share of it."""
     labels: Tensor
     """(N,), the class of each image of the loader's dataset."""
     augmentation: Augmentation
@@ -126,6 +127,8 @@ class Trainer:
     """For so many epochs trunk and branches stay as they are and only heads are trained."""
     average: WeightAverage | None
     """Of the weights after each step; None for none (the paper)."""
+    team: Team = ALONE
+    """Of the processes that train together; the batch norms of `network` are synchronised."""
 
     @property
     def scored_network(self) -> AirNet:
@@ -141,7 +144,7 @@ class Trainer:
         Raises:
             DataError: an image can't be read, or a process that reads them died.
             TrainingError: the loss or the weights are not finite any more; no report of that
-                epoch is given.
+                epoch is given. Or another process of the team ended.
         """
         for epoch in range(first_epoch, epochs):
             with naming_the_dead("free some, or set training.workers to 0"):
@@ -156,16 +159,17 @@ class Trainer:
         self.sampler.set_epoch(epoch)
         random = np.random.default_rng((self.seed, epoch, AUGMENTATION_STREAM))
         self._set_mode(epoch)
+        network = self.team.parallel(self.network)  # anew: what is frozen may have changed
         sums: Tensor | None = None
         images = 0
         stage = f"epoch {epoch + 1}/{epochs}"
         for done, batch in enumerate(self.loader, start=1):
             labels = self.labels[list(batch.indices)]
-            loss = self.step(batch.images, labels, random)
+            loss = self.step(batch.images, labels, random, network=network)
             # Summed on the device: reading a loss here would wait for the device at every step.
             terms = torch.stack([loss.total, *(t for h in loss.heads for t in _terms(h))]).detach()
             sums = terms if sums is None else sums + terms
-            images += len(batch.images)
+            images += len(batch.images) * self.team.size
             if done % CHECK_EVERY == 0:
                 self._check_loss(float(sums[0]), epoch, done)
             progress(stage, done, len(self.sampler), "batches")
@@ -212,15 +216,29 @@ class Trainer:
             "with training.clip_norm=5, or with precision fp32"
         )
 
-    def step(self, images: Tensor, labels: Tensor, random: np.random.Generator) -> Loss:
-        """One optimisation step on uint8 `images` (B, 3, H, W) of the classes `labels` (B,)."""
+    def step(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        random: np.random.Generator,
+        *,
+        network: nn.Module | None = None,
+    ) -> Loss:
+        """One optimisation step on uint8 `images` (B, 3, H, W) of the classes `labels` (B,).
+
+        In a team each process gives its share of the batch, and gets the loss of all of it.
+        `network` is what `team.parallel` made of the trainer's; without it the trainer's itself.
+        """
+        team = self.team
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
+        first, drawn = team.member * len(images), team.size * len(images)
         with autocast(self.device, self.precision):
-            outputs = self.network(self.augmentation(images, random))
+            augmented = self.augmentation(images, random, first=first, drawn=drawn)
+            outputs = (self.network if network is None else network)(augmented)
         loss = compute_loss(
-            outputs,
-            labels,
+            [_gathered(output, team) for output in outputs],
+            team.gather(labels),
             triplet_margin=self.triplet_margin,
             label_smoothing=self.label_smoothing,
         )
@@ -247,6 +265,14 @@ RATE_FACTOR = "rate_factor"
 
 AUGMENTATION_STREAM = 1
 """Tells the augmentation's random numbers from the sampler's, which share seed and epoch."""
+
+
+def _gathered(output: HeadOutput, team: Team) -> HeadOutput:
+    """What the losses need of a head, for the images of all processes."""
+    if team.size == 1:
+        return output
+    assert output.logits is not None, "a network in training has logits"
+    return replace(output, pooled=team.gather(output.pooled), logits=team.gather(output.logits))
 
 
 def _terms(head: HeadLoss) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,8 +15,9 @@ from airnet_cli.core.data.held_out import hold_out
 from airnet_cli.core.data.identities import IdentitySplit, split_identities
 from airnet_cli.core.data.manifest import Manifest, count_splits
 from airnet_cli.core.data.records import SPLITS
-from airnet_cli.core.data.sampler import IdentitySampler
+from airnet_cli.core.data.sampler import BatchShare, IdentitySampler
 from airnet_cli.core.data.transforms import Augmentation
+from airnet_cli.core.distributed import ALONE, Team, synchronize_batch_norms
 from airnet_cli.core.model.airnet import (
     AirNet,
     interaction_poolings,
@@ -25,7 +26,7 @@ from airnet_cli.core.model.airnet import (
 from airnet_cli.core.model.backbone import Backbone, build_backbone, replace_relu6
 from airnet_cli.core.model.weights import load_imagenet, load_weights
 from airnet_cli.core.training import RATE_FACTOR, Schedule, Trainer
-from airnet_cli.errors import DataError
+from airnet_cli.errors import DataError, TrainingError
 
 
 def build_network(preset: Preset, *, identities: int | None) -> AirNet:
@@ -70,12 +71,20 @@ def restore_network(checkpoint: Checkpoint) -> tuple[AirNet, Preset]:
 
 
 def build_trainer(
-    preset: Preset, network: AirNet, manifest: Manifest, *, device: torch.device
+    preset: Preset,
+    network: AirNet,
+    manifest: Manifest,
+    *,
+    device: torch.device,
+    team: Team = ALONE,
 ) -> tuple[Trainer, tuple[int, ...]]:
     """Everything that training needs, and the person_id of each class.
 
+    In a team, of the share of this process; the batch norms of `network` are synchronised.
+
     Raises:
         DataError: fewer training identities than a batch needs.
+        TrainingError: the identities of a batch can't be dealt to the team evenly.
     """
     training = preset.training
     identities = training_identities(preset, manifest)
@@ -87,6 +96,13 @@ def build_trainer(
             f"there are {len(identities)} identities of data set '{manifest.name}' to train on; "
             f"training.identities_per_batch = {training.identities_per_batch} needs as many"
         )
+    if training.identities_per_batch % team.size:
+        raise TrainingError(
+            f"the {training.identities_per_batch} people of a batch can't be dealt evenly to "
+            f"{team.size} processes; start as many as divide training.identities_per_batch, or "
+            "change that"
+        )
+    synchronize_batch_norms(network, team, device)
     sampler = IdentitySampler(
         person_ids,
         identities_per_batch=training.identities_per_batch,
@@ -99,7 +115,7 @@ def build_trainer(
             height_px=preset.data.height_px,
             width_px=preset.data.width_px,
         ),
-        sampler,
+        BatchShare(sampler, member=team.member, size=team.size) if team.size > 1 else sampler,
         workers=training.workers,
         pin_memory=device.type == "cuda",
     )
@@ -138,6 +154,7 @@ def build_trainer(
         clip_norm=training.clip_norm,
         freeze_epochs=training.freeze_epochs,
         average=(WeightAverage(network, decay=training.ema_decay) if training.ema_decay else None),
+        team=team,
     )
     return trainer, identities
 

@@ -1,4 +1,8 @@
-"""Train a preset into a run folder, once or several times; go on with a stopped run."""
+"""Train a preset into a run folder, once or several times; go on with a stopped run.
+
+Processes that torchrun started train as one (`core/distributed.py`): the first of them writes,
+scores and is listened to; each returns the same.
+"""
 
 import contextlib
 import json
@@ -18,6 +22,7 @@ from airnet_cli.core.checkpoint import (
     write_training_state,
 )
 from airnet_cli.core.data.manifest import load_prepared
+from airnet_cli.core.distributed import ALONE, Team, joining, launched_size, leads, remembered
 from airnet_cli.core.files import holding, remove_parts, write_json, write_text
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
@@ -31,7 +36,7 @@ from airnet_cli.core.runtime import (
 )
 from airnet_cli.core.spread import Spread, spread
 from airnet_cli.core.training import EpochReport, Trainer
-from airnet_cli.errors import CheckpointError, DataError, OutputError
+from airnet_cli.errors import CheckpointError, DataError, OutputError, TrainingError, UsageError
 from airnet_cli.workflows.build import (
     build_network,
     build_trainer,
@@ -70,6 +75,13 @@ class Listener:
     """It was scored on held-out training people."""
 
 
+def _ignore(*_: object) -> None: ...
+
+
+SILENT = Listener(started=_ignore, noted=_ignore, epoch_finished=_ignore, evaluated=_ignore)
+"""Nobody listens."""
+
+
 @dataclass(frozen=True)
 class TrainedRun:
     """A finished run."""
@@ -92,17 +104,25 @@ def train(
 ) -> TrainedRun:
     """Train `preset` in a new run folder under `runs_root` and score it.
 
+    Where torchrun started this process again, the run of those before it goes on.
+
     Raises:
         AirnetError: data, weights, device or precision that can't be had; a loss that is not
-        finite.
+        finite; another process of the team that ended.
     """
     seed_everything(preset.training.seed)
-    with contextlib.ExitStack() as held:
+    chosen = choose_device(device)
+
+    def make() -> str:
+        return str(new_run(runs_root, preset_name))
+
+    with contextlib.ExitStack() as held, joining(chosen) as team:
         return _run(
             preset,
-            lambda: held.enter_context(_alone_in(new_run(runs_root, preset_name))),
+            lambda: held.enter_context(_alone_in(Path(remembered(f"run {preset_name}", make)))),
             data_root=data_root,
-            device=choose_device(device),
+            device=chosen,
+            team=team,
             listener=listener,
             progress=progress,
         )
@@ -127,6 +147,7 @@ def train_into(
         lambda: run,
         data_root=data_root,
         device=choose_device(device),
+        team=ALONE,
         listener=listener,
         progress=progress,
     )
@@ -143,7 +164,14 @@ def train_runs(
     listener: Listener,
     progress: Progress = silent,
 ) -> tuple[TrainedRun, ...]:
-    """Train `runs` runs of `preset`, with its seed S, S+1, S+2, …; see `train`."""
+    """Train `runs` runs of `preset`, with its seed S, S+1, S+2, …; see `train`.
+
+    Raises:
+        UsageError: several runs by several processes of torchrun.
+        AirnetError: as `train`.
+    """
+    if runs > 1:
+        refuse_team("--runs")
     first = preset.training.seed
     return tuple(
         train(
@@ -178,9 +206,35 @@ def resume(
     preset = validate_preset(recorded.get("preset", {}), source=str(run / PRESET))
     if (run / SCORES).exists():
         raise CheckpointError(f"run '{run}' is finished; there is nothing to resume")
-    with _alone_in(run):
-        return train_into(
-            run, preset, data_root=data_root, device=device, listener=listener, progress=progress
+    seed_everything(preset.training.seed)
+    chosen = choose_device(device)
+    with contextlib.ExitStack() as held, joining(chosen) as team:
+        return _run(
+            preset,
+            lambda: held.enter_context(_alone_in(run)),
+            data_root=data_root,
+            device=chosen,
+            team=team,
+            listener=listener,
+            progress=progress,
+        )
+
+
+def speaks() -> bool:
+    """Whether this process is the one that is listened to: of several, the first."""
+    return leads()
+
+
+def refuse_team(option: str) -> None:
+    """Refuse what trains one run after the other where torchrun started several processes.
+
+    Raises:
+        UsageError: it did.
+    """
+    if launched_size() > 1:
+        raise UsageError(
+            f"under torchrun {option} trains no runs one after the other; start torchrun once for "
+            "each run, with --seed, or airnet without it"
         )
 
 
@@ -231,9 +285,12 @@ def _run(
     *,
     data_root: Path,
     device: torch.device,
+    team: Team,
     listener: Listener,
     progress: Progress,
 ) -> TrainedRun:
+    if not team.leads:
+        listener, progress = SILENT, silent
     check_precision(preset.training.precision, device)
     keep_freed_memory()
     manifest = load_prepared(data_root, preset.data.name)
@@ -242,9 +299,8 @@ def _run(
     network = build_network(preset, identities=len(training_identities(preset, manifest))).to(
         device
     )
-    trainer, identities = build_trainer(preset, network, manifest, device=device)
-    run = folder()  # only now: a request that can't be carried out leaves no folder behind
-    remove_parts(run)
+    trainer, identities = build_trainer(preset, network, manifest, device=device, team=team)
+    run = team.tell(folder)  # only now: a request that can't be carried out leaves no folder behind
     finished, best = 0, None
     if (run / STATE).exists():
         state = read_training_state(
@@ -255,9 +311,16 @@ def _run(
             scaler=trainer.scaler,
         )
         finished, best = state.finished_epochs, state.best
+    _check_shared(run, team.ask(finished))
+    if not team.leads:
+        for _ in trainer.fit(epochs=preset.training.epochs, first_epoch=finished):
+            pass
+        return team.tell(_never)
+    remove_parts(run)
+    if finished:
         _cut_log(run / LOG, finished)
     else:
-        write_json(run / PRESET, _record(preset, device))
+        write_json(run / PRESET, _record(preset, device, team))
     listener.started(RunStart(run, preset, device.type, network.head_names))
     if preset.training.precision == "bf16" and not has_native_bfloat16(device):
         listener.noted(
@@ -320,7 +383,22 @@ def _run(
         raise
     assert evaluation is not None  # the last epoch is always scored
     write_json(run / SCORES, evaluation.to_dict())
-    return TrainedRun(run, evaluation, seconds)
+    trained = TrainedRun(run, evaluation, seconds)
+    return team.tell(lambda: trained)
+
+
+def _never() -> TrainedRun:
+    raise AssertionError("the first process tells")
+
+
+def _check_shared(run: Path, finished: list[int]) -> None:
+    """Refuse to go on where the processes of a team see different training states."""
+    if len(set(finished)) > 1:
+        raise TrainingError(
+            f"the processes read different states of run '{run}', after "
+            f"{', '.join(map(str, finished))} epochs; --runs-root must be one folder that all "
+            "machines share"
+        )
 
 
 def _how_to_go_on(run: Path) -> str:
@@ -345,12 +423,13 @@ def _average(trainer: Trainer) -> AirNet | None:
     return None if trainer.average is None else trainer.average.network
 
 
-def _record(preset: Preset, device: torch.device) -> dict[str, Any]:
+def _record(preset: Preset, device: torch.device, team: Team) -> dict[str, Any]:
     return {
         "version": 1,
         "preset": preset.model_dump(mode="json"),
         "device": device.type,
         "threads": torch.get_num_threads(),
+        "processes": team.size,
         "versions": library_versions(),
     }
 

@@ -16,7 +16,7 @@ from airnet_cli.errors import CheckpointError, TrainingError
 from airnet_cli.workflows.compare import Comparison, compare
 from airnet_cli.workflows.plan import Plan, PlannedRun, plan_presets
 from airnet_cli.workflows.runs import PRESET, SCORES
-from airnet_cli.workflows.train import Listener, train_into
+from airnet_cli.workflows.train import Listener, refuse_team, train_into
 
 
 def train_variants(
@@ -38,8 +38,10 @@ def train_variants(
 
     Raises:
         TrainingError: a run failed; the others are trained.
+        UsageError: torchrun started several processes.
         AirnetError: as `train`.
     """
+    refuse_team("--variants")
 
     def look_up(*presets: Preset) -> Plan:
         return plan_presets(presets, preset_name=preset_name, runs_root=runs_root)

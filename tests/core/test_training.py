@@ -258,8 +258,8 @@ def test_weights_that_are_not_finite_give_no_report(build, monkeypatch, name):
     trainer = build()
     step = Trainer.step
 
-    def break_after(self, *arguments):
-        loss = step(self, *arguments)
+    def break_after(self, *arguments, **named):
+        loss = step(self, *arguments, **named)
         trainer.network.state_dict()[name].fill_(float("inf"))
         return loss
 

@@ -10,9 +10,10 @@ from airnet_cli.config.presets import load_preset
 from airnet_cli.config.schema import Evaluation, Model, Preset, Training
 from airnet_cli.core.checkpoint import read_checkpoint, write_checkpoint
 from airnet_cli.core.data.manifest import load_prepared
+from airnet_cli.core.distributed import Team
 from airnet_cli.core.model.airnet import AirNet, interaction_poolings
 from airnet_cli.core.training import RATE_FACTOR, Trainer
-from airnet_cli.errors import PresetError
+from airnet_cli.errors import PresetError, TrainingError
 from airnet_cli.workflows.build import build_network, build_trainer, restore_network
 
 
@@ -201,3 +202,12 @@ def test_settings_of_training_are_checked(preset_with, override: str, message: s
     """A value that can't be meant is refused by name."""
     with pytest.raises(PresetError, match=message):
         preset_with(override)
+
+
+def test_people_that_can_not_be_dealt_evenly_are_refused(preset_with, tiny_data_root: Path) -> None:
+    """The line has both numbers and says what to change."""
+    preset = preset_with("training.identities_per_batch=4")
+    manifest = load_prepared(tiny_data_root, "tiny")
+    message = "the 4 people of a batch can't be dealt evenly to 3 processes; start as many as"
+    with pytest.raises(TrainingError, match=message):
+        build_trainer(preset, built(preset), manifest, device=torch.device("cpu"), team=Team(0, 3))

@@ -13,13 +13,21 @@ from safetensors.torch import load_file
 
 from airnet_cli.config.presets import load_preset
 from airnet_cli.config.schema import Preset
-from airnet_cli.errors import AirnetError, CheckpointError, DataError, RuntimeSetupError
+from airnet_cli.errors import (
+    AirnetError,
+    CheckpointError,
+    DataError,
+    RuntimeSetupError,
+    TrainingError,
+    UsageError,
+)
 from airnet_cli.workflows.dry_run import dry_run
 from airnet_cli.workflows.evaluate import evaluate
 from airnet_cli.workflows.runs import find_model
 from airnet_cli.workflows.train import (
     Listener,
     TrainedRun,
+    _check_shared,
     resume,
     summarize,
     train,
@@ -302,3 +310,27 @@ def test_tensorboard_events_where_the_extra_is_installed(tiny_run: Path) -> None
         found = [event.value for event in events.Scalars(f"triplet_loss/{name}")]
         assert found == pytest.approx([line["heads"][head]["triplet_loss"] for line in lines])
     assert [event.step for event in events.Scalars("scores/mAP")] == [2]
+
+
+def test_several_runs_are_refused_under_torchrun(
+    monkeypatch, tiny_preset: Preset, tmp_path: Path
+) -> None:
+    """The processes that it starts train one run together."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="under torchrun --runs trains no runs one after"):
+        train_runs(
+            tiny_preset,
+            preset_name="tiny",
+            runs=2,
+            data_root=tmp_path,
+            runs_root=tmp_path,
+            device="cpu",
+            listener=SILENT,
+        )
+
+
+def test_different_training_states_are_refused(tmp_path: Path) -> None:
+    """Machines that do not share the folder of runs would go on from different epochs."""
+    with pytest.raises(TrainingError, match=r"after 2, 0 epochs; --runs-root must be one folder"):
+        _check_shared(tmp_path, [2, 0])

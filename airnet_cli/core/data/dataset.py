@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from airnet_cli.core.data.sampler import IdentitySampler
 from airnet_cli.core.data.transforms import try_read_image
 from airnet_cli.errors import DataError
 
@@ -67,7 +66,7 @@ class TrainingLoader:
     """The batches of the epoch that a sampler has planned, each complete or an error."""
 
     def __init__(
-        self, dataset: ImageDataset, sampler: IdentitySampler, *, workers: int, pin_memory: bool
+        self, dataset: ImageDataset, sampler: Sampler[list[int]], *, workers: int, pin_memory: bool
     ) -> None:
         """Read in `workers` processes; 0: in this one."""
         self._dataset = dataset

@@ -82,3 +82,23 @@ class IdentitySampler(Sampler[list[int]]):
         return [
             [int(i) for i in shuffled[i : i + size]] for i in range(0, len(images) - size + 1, size)
         ]
+
+
+class BatchShare(Sampler[list[int]]):
+    """The part of each batch that one of several processes trains on: its share of the people."""
+
+    def __init__(self, sampler: IdentitySampler, *, member: int, size: int) -> None:
+        """Take the share of process `member` (0 for the first) of `size`, which divides P."""
+        self._sampler = sampler
+        self._member = member
+        self._size = size
+
+    def __len__(self) -> int:
+        """The exact number of batches of the epoch that is planned."""
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The planned batches; P / size * K indices of each, the shares one behind the other."""
+        for batch in self._sampler:
+            images = len(batch) // self._size
+            yield batch[self._member * images : (self._member + 1) * images]

@@ -72,11 +72,24 @@ class Augmentation:
     pad_crop_px: int
     """Width of the frame, on each side; 0: no pad-and-crop (the paper)."""
 
-    def __call__(self, images: Tensor, random: np.random.Generator) -> Tensor:
-        """Augment uint8 `images` (B, 3, H, W), never in place; float32 in 0-1, same shape."""
+    def __call__(
+        self,
+        images: Tensor,
+        random: np.random.Generator,
+        *,
+        first: int = 0,
+        drawn: int | None = None,
+    ) -> Tensor:
+        """Augment uint8 `images` (B, 3, H, W), never in place; float32 in 0-1, same shape.
+
+        They may be part of a batch of `drawn` images, from its image `first` on: numbers are drawn
+        for all of it, so that each image becomes what it becomes in the whole batch.
+        """
         batch, _, height, width = images.shape
-        flipped = torch.from_numpy(random.random(batch) < self.flip_probability)
-        patches = [self._draw_patch(height, width, random) for _ in range(batch)]
+        drawn = batch if drawn is None else drawn
+        part = slice(first, first + batch)
+        flipped = torch.from_numpy(random.random(drawn)[part] < self.flip_probability)
+        patches = [self._draw_patch(height, width, random) for _ in range(drawn)][part]
         erased = torch.zeros(batch, 1, height, width, dtype=torch.bool)
         for i, patch in enumerate(patches):
             if patch is not None:
@@ -86,7 +99,7 @@ class Augmentation:
         mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
         augmented = torch.where(flipped, images.flip(3), images).float().div_(255)
         if self.pad_crop_px:  # drawn last: without it nothing is, and earlier runs stay the same
-            corners = random.integers(2 * self.pad_crop_px + 1, size=(batch, 2))  # top, left
+            corners = random.integers(2 * self.pad_crop_px + 1, size=(drawn, 2))[part]  # top, left
             augmented = self._pad_crop(augmented, torch.from_numpy(corners).to(device), mean)
         return torch.where(erased, mean, augmented)
 

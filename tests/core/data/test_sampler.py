@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from airnet_cli.core.data.sampler import IdentitySampler
+from airnet_cli.core.data.sampler import BatchShare, IdentitySampler
 
 EPOCHS = 30
 
@@ -148,3 +148,19 @@ def test_too_few_identities_are_refused(identities):
     """A batch needs P of them; the message has both numbers."""
     with pytest.raises(ValueError, match=f"batches of 4 identities.*there are {identities}"):
         sampler_of([5] * identities, p=4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_shares_make_up_the_batches(size):
+    """Behind each other they are the planned batches, in any epoch; each has whole people."""
+    sampler, person_ids = sampler_of([9, 6, 5, 13, 4])
+    shares = [BatchShare(sampler, member=member, size=size) for member in range(size)]
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        dealt = [list(share) for share in shares]
+        assert [list(itertools.chain(*parts)) for parts in zip(*dealt, strict=True)] == list(
+            sampler
+        )
+        assert [len(share) for share in shares] == [len(sampler)] * size
+        for part in itertools.chain.from_iterable(dealt):
+            assert len({person_ids[index] for index in part}) == 4 // size

@@ -196,3 +196,17 @@ def test_broken_image_is_opened_once(tmp_path, monkeypatch):
         read_image(tmp_path / "0001_c1s1_000001_00.jpg", height_px=8, width_px=4)
     assert len(tries) == 1
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("frame", [0, 2], ids=["no frame", "frame"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_part_of_a_batch_becomes_what_it_is_in_the_whole(size, frame):
+    """Processes that share a batch draw the same numbers, each for its images."""
+    augment = augmentation(flip=0.5, erasing=0.5, frame=frame)
+    images = images_of(6)
+    whole = augment(images, rng())
+    parts = [
+        augment(part, rng(), first=first, drawn=6)
+        for first, part in zip(range(0, 6, 6 // size), images.chunk(size), strict=True)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
