@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench clean
+.PHONY: help demo test check fix bench soak lowest clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,19 @@ fix: $(READY)  ## format and repair what can be repaired
 
 bench: $(READY)  ## measure each path beside its limit (QUICK=1: two minutes)
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+
+# junit_family: in the older form, a test's figures stand in the file.
+soak: $(READY)  ## kill, damage and load for hours; figures go to build/soak
+	AIRNET_KILLS=30 $(BIN)/pytest tests/faults -o junit_family=xunit1 --junitxml=build/soak/faults.xml
+	AIRNET_FUZZ_CASES=10000 $(BIN)/pytest tests/fuzz --junitxml=build/soak/fuzz.xml
+	$(BIN)/python -m benchmarks.load build/soak/load
+
+lowest:  ## the quick tests with the lowest versions that pyproject.toml allows
+	mkdir -p build
+	grep -oE '"[a-z0-9]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' | sort -u > build/lowest.txt
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/pip install --quiet --disable-pip-version-check --constraint build/lowest.txt --editable ".[dev]"
+	build/lowest/bin/pytest -m "not slow"
 
 clean:  ## remove .venv, caches and builds; data and runs stay
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

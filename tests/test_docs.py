@@ -19,7 +19,9 @@ from airnet_cli.cli.app import app
 from airnet_cli.config.presets import load_preset, preset_names
 
 PROJECT = Path(__file__).resolve().parents[1]
-PAGES = [*(PROJECT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"))]
+PAGES = [
+    *(PROJECT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))
+]
 PAGES += sorted((PROJECT / "docs").rglob("*.md"))
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 FORMATS = (PROJECT / "docs" / "formats.md").read_text(encoding="utf-8")

@@ -107,6 +107,20 @@ def test_what_is_imported_is_required():
     assert {{"PIL": "pillow"}.get(name, name) for name in imported} - optional == required
 
 
+def test_each_dependency_has_its_row():
+    """`docs/architecture.md` names the lowest version that pyproject.toml has, of all of them."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    page = (PROJECT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    every = [project["dependencies"], *project["optional-dependencies"].values()]
+    bounds = {need.partition(">=")[::2] for needs in every for need in needs if ">=" in need}
+    missing = [
+        f"{name} {bound}"
+        for name, bound in sorted(bounds)
+        if f"| {name} | {bound} |" not in page and f"{name} {bound}" not in page
+    ]
+    assert missing == []
+
+
 def test_the_version_has_one_place():
     """What is installed has the version of the source."""
     assert metadata.version("airnet") == airnet_cli.__version__

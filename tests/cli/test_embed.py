@@ -87,6 +87,50 @@ def test_what_can_not_be_done(shop: Path, words: str, code: int, message: str) -
     assert not Path("g.npy").exists()
 
 
+def broken(path: Path, number: int) -> None:
+    """Spoil an image in one of five ways."""
+    match number % 5:
+        case 0:
+            path.write_bytes(b"")
+        case 1:
+            path.write_bytes(b"<html>")
+        case 2:
+            path.write_bytes(path.read_bytes()[:200])
+        case 3:
+            path.unlink()
+        case 4:
+            path.write_bytes(bytes(1000))
+
+
+def test_every_twentieth_image_is_broken(shop: Path, untrained_run: Path) -> None:
+    """The counts are the same, and right, in table, JSON, record, rows and lines."""
+    names = [f"crops/{number:03}.jpg" for number in range(100)]
+    Path("crops").mkdir()
+    for number, name in enumerate(names):
+        noise = np.random.default_rng(number).integers(0, 256, (24, 12, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(name)
+    bad = names[7::20]
+    for number, name in enumerate(bad):
+        broken(Path(name), number)
+    Path("list.txt").write_text("\n".join(names))
+    words = f"embed list.txt --checkpoint {untrained_run} --on-bad-image skip --batch-size 32"
+    table = airnet(f"{words} -o table.npy")
+    assert table.exit_code == 0, table.stderr
+    assert table.stdout.splitlines()[-1].split()[:3] == ["table.npy", "95", "5"]
+    assert [line.split()[1].rstrip(":") for line in table.stderr.splitlines()] == bad
+    shape = json.loads(airnet(f"{words} -o g.npy --json").stdout)
+    assert (shape["images"], shape["rows"], len(shape["skipped"])) == (100, 95, 5)
+    record = json.loads(Path("g.json").read_text())
+    assert [each["path"] for each in record["skipped"]] == bad
+    assert np.load("g.npy").shape == (95, 1536)
+    good = [name for name in names if name not in bad]
+    assert Path("g.csv").read_text().splitlines() == ["path", *good]
+    # A row is still that of its line: the last picture alone has the same embedding.
+    last = airnet(f"embed {good[-1]} --checkpoint {untrained_run} -o last.npy --workers 0")
+    assert last.exit_code == 0, last.stderr
+    np.testing.assert_allclose(np.load("last.npy")[0], np.load("g.npy")[-1], rtol=1e-4, atol=1e-4)
+
+
 def test_a_long_list_of_skipped_images_is_cut(shop: Path) -> None:
     """stderr stays readable; the file has them all."""
     Path("list.txt").write_text("gallery/0.jpg\n" + "".join(f"{n}.jpg\n" for n in range(30)))
