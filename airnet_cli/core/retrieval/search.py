@@ -29,18 +29,21 @@ from airnet_cli.errors import DataError
 Matrix = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.int64]
 
-PIECE_BYTES = 4 * 2**20
+PIECE_BYTES = 2 * 2**20
 """Of a piece as float32: small enough that what is done with it finds it in the cache."""
 
 FEW_QUERIES = 2
 """Up to so many, reading the gallery is all the work, and each thread reads its own share. For more
-the product is, which has threads of its own and likes pieces of four times the size."""
+the product is, which has threads of its own and likes pieces of eight times the size."""
 
 BLOCK_ROWS = 4096
 """B, unless (queries, B) cosines would take more than `PAIR_BYTES`."""
 
 PAIR_BYTES = 32 * 2**20
-"""Of the (queries, B) cosines of a block, and of the candidates scored in float64 at a time."""
+"""Of the (queries, B) cosines of a block."""
+
+SCORED_ROWS = 64
+"""Candidates of a query that are scored in float64 together: they stay in the cache."""
 
 MOST_ALIKE = 1024
 """Rows of a query, besides 4k, that are held before float64 decides which are the best."""
@@ -98,8 +101,9 @@ def search(
         raise DataError("no gallery row is allowed, so there is nothing to find")
     compared = np.concatenate([np.arange(width)[part] for part in parts])
     exact = _unit_queries(queries, compared)  # (Q, D) float64, in the order of `parts`
-    best = _Best(exact, gallery_embeddings, compared, k=min(k, num_allowed))
-    product = [(part, exact[:, at].astype(np.float32)) for part, at in _places(parts, width)]
+    places = list(_places(parts, width))
+    best = _Best(exact, gallery_embeddings, places, k=min(k, num_allowed))
+    product = [(part, exact[:, at].astype(np.float32)) for part, at in places]
     block = block_rows or max(64, min(BLOCK_ROWS, PAIR_BYTES // (4 * max(1, len(queries)))))
     threads = torch.get_num_threads() if len(queries) <= FEW_QUERIES else 1
     readers = [_Reader(gallery_embeddings) for _ in range(threads)]
@@ -130,7 +134,7 @@ def _compare(
 ) -> None:
     """Put the cosines of all queries with `rows` (B,) into `cosines` (Q, B)."""
     few = len(cosines) <= FEW_QUERIES
-    piece = max(1, PIECE_BYTES * (1 if few else 4) // (4 * reader.matrix.shape[1]))
+    piece = max(1, PIECE_BYTES * (1 if few else 8) // (4 * reader.matrix.shape[1]))
     for begin in range(0, len(rows), piece):
         near, here = rows[begin : begin + piece], cosines[:, begin : begin + piece]  # (Q, R)
         values = reader.take(near)  # (R, D) float32
@@ -152,10 +156,12 @@ class _Best:
     too many are too alike.
     """
 
-    def __init__(self, queries: Matrix, gallery: Matrix, compared: Rows, *, k: int) -> None:
+    def __init__(
+        self, queries: Matrix, gallery: Matrix, parts: Sequence[tuple[slice, slice]], *, k: int
+    ) -> None:
         self.queries = queries
         self.reader = _Reader(gallery)
-        self.compared = compared
+        self.parts = parts  # the compared columns, each with its place in `queries`
         self.k = k
         self.query: Rows = np.empty(0, np.int64)  # (P,) of each pair that is held, ascending
         self.row: Rows = np.empty(0, np.int64)  # (P,)
@@ -163,7 +169,7 @@ class _Best:
         self.kth = np.full(len(queries), -np.inf)  # best float32 cosine so far; -inf while not full
         # A product of D terms is off by at most D roundings of its largest possible sum, 1; the
         # length's by half of that (Higham 2002, 3.1). Real errors are far smaller.
-        self.error = (2 * len(compared) + 16) * 2.0**-24
+        self.error = (2 * queries.shape[1] + 16) * 2.0**-24
 
     def add(self, cosines: npt.NDArray[np.float32], rows: Rows) -> None:
         """Take the best of `rows` (B,), whose `cosines` (Q, B) are off by at most the error."""
@@ -224,13 +230,22 @@ class _Best:
         self.cosine = self.cosine[chosen]
 
     def _score(self, query: Rows, row: Rows) -> npt.NDArray[np.float64]:
+        """The float64 cosines of pairs (P,), ascending by query."""
         scores = np.empty(len(query))
-        for begin, end in _pieces(len(query), 8 * len(self.compared)):
-            # C order whatever the indexing gave: each row is then added up in the same way.
-            values = self.reader.take(row[begin:end])[:, self.compared]
-            values = values.astype(np.float64, order="C")
-            products = (values * self.queries[query[begin:end]]).sum(axis=1)
-            scores[begin:end] = products / np.sqrt((values * values).sum(axis=1))
+        begin = 0
+        for end in (np.flatnonzero(np.diff(query, append=-1)) + 1).tolist():
+            vector = self.queries[query[begin]]  # (D,)
+            by_row = begin + np.argsort(row[begin:end])  # neighbours share a page
+            for at in range(0, end - begin, SCORED_ROWS):
+                near = by_row[at : at + SCORED_ROWS]
+                values = self.reader.take(row[near])
+                products, squared = np.zeros(len(near)), np.zeros(len(near))
+                for part, place in self.parts:
+                    piece = values[:, part].astype(np.float64)
+                    products += _dots(piece, vector[place])
+                    squared += _dots(piece, piece)
+                scores[near] = products / np.sqrt(squared)
+            begin = end
         return np.clip(scores, -1, 1)
 
 
@@ -260,14 +275,15 @@ def _lengths(
             f"gallery row {row} (from 0) has no direction: zero, NaN, infinity or values too large "
             "for float32; embed the gallery again, or leave that row out"
         )
-    return np.sqrt(squared)
+    lengths: npt.NDArray[np.float32] = np.sqrt(squared)
+    return lengths
 
 
-def _dots(rows: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32]) -> Any:
+def _dots(rows: npt.NDArray[Any], vectors: npt.NDArray[Any]) -> Any:
     """The dot products (R,) of `rows` (R, d) with `vectors`, (R, d) or one (d,).
 
-    By the library's dot product of two vectors: it runs in the caller's thread, and is faster than
-    einsum.
+    By the library's dot product of two vectors: it runs in the caller's thread, is faster than
+    einsum, and depends on nothing but the two vectors.
     """
     return np.matmul(rows[:, None, :], vectors[..., :, None])[:, 0, 0]
 
@@ -287,10 +303,11 @@ class _Reader:
     """Rows of a matrix as float32; each thread has its own."""
 
     def __init__(self, matrix: Matrix) -> None:
-        self.matrix = matrix
+        self.matrix = np.asarray(matrix)
+        # Kept: a new array of this size is taken from the system and cleared, page by page.
+        self.buffer = np.empty((0, matrix.shape[1]), np.float32)
         self.half: torch.Tensor | None = None
         if matrix.dtype == np.float16:  # torch makes float32 of it ten times as fast as NumPy
-            self.buffer = np.empty((0, matrix.shape[1]), np.float32)
             with warnings.catch_warnings():  # that the map can't be written to: nobody does
                 warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
                 self.half = torch.from_numpy(matrix)
@@ -300,12 +317,16 @@ class _Reader:
         first, last = int(rows[0]), int(rows[-1])
         is_adjacent = last - first + 1 == len(rows) and bool((np.diff(rows) == 1).all())
         adjacent = slice(first, last + 1)
-        if self.half is None:
+        is_single = self.matrix.dtype == np.float32
+        if self.half is None and (is_adjacent or not is_single):
             return np.asarray(self.matrix[adjacent if is_adjacent else rows], dtype=np.float32)
-        taken = self.half[adjacent] if is_adjacent else self.half[torch.from_numpy(rows)]
         if len(self.buffer) < len(rows):
             self.buffer = np.empty((len(rows), self.matrix.shape[1]), np.float32)
         values = self.buffer[: len(rows)]
+        if self.half is None:
+            np.take(self.matrix, rows, axis=0, out=values, mode="clip")  # "raise" takes a copy
+            return values
+        taken = self.half[adjacent] if is_adjacent else self.half[torch.from_numpy(rows)]
         target, step = torch.from_numpy(values), max(1, ALONE // self.matrix.shape[1])
         for begin in range(0, len(rows), step):
             target[begin : begin + step].copy_(taken[begin : begin + step])
@@ -319,9 +340,3 @@ def _places(parts: Sequence[slice], width: int) -> Iterator[tuple[slice, slice]]
         stop = start + len(range(width)[part])
         yield part, slice(start, stop)
         start = stop
-
-
-def _pieces(total: int, bytes_each: int) -> Iterator[tuple[int, int]]:
-    size = max(1, PAIR_BYTES // bytes_each)
-    for begin in range(0, total, size):
-        yield begin, min(total, begin + size)
