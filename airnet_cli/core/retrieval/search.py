@@ -208,7 +208,8 @@ class _Best:
         k rows have float32 cosines of at least `kth`, so cosines of at least `kth` - error.
         """
         lowest = (self.kth - 2 * self.error).astype(np.float32)
-        return np.nextafter(lowest, np.float32(-np.inf))
+        below: npt.NDArray[np.float32] = np.nextafter(lowest, np.float32(-np.inf))
+        return below
 
     def _settle(self, settled: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
         """Keep the best k, by float64, of the queries that are `settled` (Q,).
@@ -241,7 +242,8 @@ class _Best:
                 values = self.reader.take(row[near])
                 products, squared = np.zeros(len(near)), np.zeros(len(near))
                 for part, place in self.parts:
-                    piece = values[:, part].astype(np.float64)
+                    # C order whatever the indexing gave: each row is then added up in the same way.
+                    piece = values[:, part].astype(np.float64, order="C")
                     products += _dots(piece, vector[place])
                     squared += _dots(piece, piece)
                 scores[near] = products / np.sqrt(squared)
