@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from airnet_cli.config.schema import Preset
 
 _LONGEST_VALUE = 60  # characters of a given value that are shown
+_MOST_LINES = 50  # problems that are explained: to find the nearest key takes milliseconds
 
 _LIMITS = {"ge": "{} or more", "gt": "above {}", "le": "{} or less", "lt": "below {}"}
 
@@ -28,12 +29,18 @@ def explain_problems(
     `overridden` are the dotted keys that came from `--set`; their lines say so.
     """
     lines: dict[str, None] = {}  # a list with two bad numbers is one problem
-    for problem in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    for number, problem in enumerate(problems):
+        if len(lines) == _MOST_LINES:
+            lines[f"and {len(problems) - number:,} more"] = None
+            break
         keys = [key for key in problem["loc"] if isinstance(key, str)]
         path = ".".join(keys)
         match problem["type"]:
             case "extra_forbidden":
                 line = f"{path}: no such key; {nearest_key(path, _all_keys())}"
+            case "json_invalid":
+                line = "it is nested too deeply, or has text that is no valid Unicode"
             case "missing" if len(keys) == len(problem["loc"]):
                 line = f"{path}: missing; must be {_allowed(_annotation(keys))}"
             case "value_error":

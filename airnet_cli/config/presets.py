@@ -65,6 +65,8 @@ def validate_preset(raw: Mapping[str, object], *, source: str) -> Preset:
     Raises:
         PresetError: `raw` does not fit the schema; one line for each problem, all at once.
     """
+    if not isinstance(raw, Mapping):
+        raise PresetError(f"the preset in {source} is no table of values")
     return _validate(raw, source=source)
 
 
@@ -107,8 +109,12 @@ def find_preset(name_or_path: str) -> Path:
     """
     if "/" in name_or_path or name_or_path.endswith(".toml"):
         path = Path(name_or_path)
-        if not path.is_file():
-            what = "is a folder, not a preset file" if path.is_dir() else "does not exist"
+        try:
+            is_file, is_folder = path.is_file(), path.is_dir()
+        except OSError as error:  # a name that is too long
+            raise PresetError(f"the preset {path} can't be read: {error.strerror}") from error
+        if not is_file:
+            what = "is a folder, not a preset file" if is_folder else "does not exist"
             raise PresetError(
                 f"the preset file {path} {what}; give the path of a .toml file or a name: "
                 + ", ".join(preset_names())
@@ -136,14 +142,41 @@ def _folder() -> Path:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(_text(path))
-    except tomllib.TOMLDecodeError as error:
+        return _parse(_text(path))
+    except ValueError as error:
         raise PresetError(f"the preset {path} is not valid TOML: {error}") from error
+
+
+LARGEST = 32 * 2**10
+"""Bytes of a preset; those that come with the package have two thousand."""
+LONGEST_LINE = 1000
+"""Characters. Python takes a minute for a key of many thousand parts (`a.a.a.a`)."""
+
+
+def _parse(text: str) -> dict[str, object]:
+    """The values in TOML that anyone may have written.
+
+    Raises:
+        ValueError: it is no TOML, or it would take too long, or nests too deeply, to find out.
+    """
+    if max(map(len, text.split("\n"))) > LONGEST_LINE:
+        raise ValueError(f"it has a line of more than {LONGEST_LINE:,} characters")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise PresetError(
+                f"the preset {path} is larger than {LARGEST:,} bytes, so it is none; give another "
+                "file"
+            )
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise PresetError(f"the preset {path} is not text in UTF-8: {error.reason}") from error
     except OSError as error:
@@ -160,9 +193,11 @@ def _validate(
     # As JSON because its strict mode is the one that fits TOML: it takes a list for a tuple and 1
     # for 1.0, but neither "12" nor true for a number.
     try:
-        preset = Preset.model_validate_json(
-            json.dumps(_with_selection(raw), default=str), strict=True
-        )
+        text = json.dumps(_with_selection(raw), default=str)
+    except RecursionError:
+        raise PresetError(f"the preset {source} is nested too deeply") from None
+    try:
+        preset = Preset.model_validate_json(text, strict=True)
     except ValidationError as error:
         problems = [*explain_problems(error, raw, overridden=overridden), *problems]
     if problems:
@@ -188,6 +223,12 @@ def _lay_over(raw: dict[str, object], override: str, overridden: set[str]) -> st
     """Lay `dotted.key=value` over `raw` and note its key in `overridden`; or say what is wrong."""
     key, equals, text = override.partition("=")
     key, text = key.strip(), text.strip()
+    if len(override) > LONGEST_LINE:
+        return f"--set {override[:40]}...: it has more than {LONGEST_LINE:,} characters"
+    try:
+        override.encode()
+    except UnicodeEncodeError:
+        return f"--set {override}: it is not valid UTF-8"
     if not equals or not key:
         return f"--set {override}: must be dotted.key=value, as in training.epochs=5"
     leaves = leaf_annotations(Preset)
@@ -212,8 +253,8 @@ def _lay_over(raw: dict[str, object], override: str, overridden: set[str]) -> st
 def _toml_literal(text: str) -> object:
     """`text` as a TOML value; what is not one (`baseline_abp`) is text."""
     try:
-        parsed: Mapping[str, object] = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        parsed: Mapping[str, object] = _parse(f"value = {text}")
+    except ValueError:
         return text
     value = parsed["value"]
     return (

@@ -33,7 +33,12 @@ SelectionName = Literal["last", "val", "test"]
 InteractionInitName = Literal["default", "identity"]
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
+NotNegative = Annotated[int, Field(ge=0, le=1_000_000)]
+GroupSize = Annotated[int, Field(ge=2, le=10_000)]
+Pixels = Annotated[int, Field(ge=32, le=4096)]
+Processes = Annotated[int, Field(ge=0, le=1024)]
+"""What is above is a mistake: it takes all memory, or never ends."""
 
 
 class Section(BaseModel):
@@ -47,8 +52,8 @@ class Data(Section):
 
     name: Annotated[str, Field(min_length=1)]
     """A data set prepared under the data root, by `airnet prepare-data`."""
-    height_px: Annotated[int, Field(ge=32)]
-    width_px: Annotated[int, Field(ge=32)]
+    height_px: Pixels
+    width_px: Pixels
 
 
 class Model(Section):
@@ -84,9 +89,9 @@ class Training(Section):
     """Batches, losses, optimizer and schedule (paper 3.3 and 4.2)."""
 
     epochs: Positive
-    identities_per_batch: Annotated[int, Field(ge=2)]
+    identities_per_batch: GroupSize
     """P of the P x K batch."""
-    images_per_identity: Annotated[int, Field(ge=2)]
+    images_per_identity: GroupSize
     """K of the P x K batch."""
     learning_rate: Annotated[float, Field(gt=0)]
     learning_rate_epochs: tuple[Positive, ...]
@@ -96,7 +101,7 @@ class Training(Section):
     """L2, as `torch.optim.Adam` has it."""
     schedule: ScheduleName = "steps"
     """`steps`: as the two values above say (the paper); `cosine`: down to 0 along half a cosine."""
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    warmup_epochs: NotNegative = 0
     """The rate rises linearly for so many epochs; 0: it is whole from the start."""
     warmup_start: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of the rate that the first epoch of a warm-up has."""
@@ -104,7 +109,7 @@ class Training(Section):
     """Longer gradients (L2 over all parameters) are shortened to this length; 0: never."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Score and save an average of the weights, of which a step keeps this share; 0: none."""
-    freeze_epochs: Annotated[int, Field(ge=0)] = 0
+    freeze_epochs: NotNegative = 0
     """For so many epochs only the heads are trained, the backbone and its batch norms rest."""
     interaction_init: InteractionInitName = "default"
     """How Wv of the interaction head starts: torch's default for linear layers, or the identity."""
@@ -114,16 +119,16 @@ class Training(Section):
     """Of the cosine distance 1 - cos, which lies in 0-2."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     flip_probability: Probability
-    pad_crop_px: Annotated[int, Field(ge=0)] = 0
+    pad_crop_px: NotNegative = 0
     """Shift each image by up to so many pixels each way, inside a frame of the mean colour."""
     erasing: Erasing
     precision: PrecisionName
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    train_ids: Annotated[int, Field(ge=0)] = 0
+    train_ids: NotNegative = 0
     """Train on so many of the data set's identities, drawn with the seed; 0: on all."""
-    val_ids: Annotated[int, Field(ge=0)] = 0
+    val_ids: NotNegative = 0
     """Hold so many training identities out, drawn with the seed, and choose the epoch by them."""
-    workers: Annotated[int, Field(ge=0)]
+    workers: Processes
     """Processes that decode images; 0: this one does."""
 
     @model_validator(mode="after")
@@ -148,7 +153,7 @@ class Training(Section):
 class Evaluation(Section):
     """When and how the run is scored on query and gallery (method: "Evaluation")."""
 
-    every: Annotated[int, Field(ge=0)]
+    every: NotNegative
     """Evaluate after each so many epochs; 0: only at the end."""
     batch_size: Positive
     normalize_heads: bool

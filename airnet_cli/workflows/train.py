@@ -23,7 +23,7 @@ from airnet_cli.core.checkpoint import (
 )
 from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.distributed import ALONE, Team, joining, launched_size, leads, remembered
-from airnet_cli.core.files import holding, remove_parts, write_json, write_text
+from airnet_cli.core.files import holding, parse_json, remove_parts, write_json, write_text
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import (
@@ -437,7 +437,7 @@ def _record(preset: Preset, device: torch.device, team: Team) -> dict[str, Any]:
 def _read_record(run: Path) -> dict[str, Any]:
     path = run / PRESET
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"'{run}' is no run folder: it has no {PRESET}") from None
     except (OSError, ValueError) as error:

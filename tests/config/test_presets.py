@@ -26,6 +26,9 @@ def lines(name_or_path: str, *overrides: str) -> list[str]:
     return str(caught.value).splitlines()
 
 
+COUNT = "a whole number, 1 or more and 1000000 or less"
+
+
 def problems(*overrides: str) -> list[str]:
     """The problems that overrides of `market1501` cause, without the line that names the file."""
     *found, last = lines("market1501", *overrides)
@@ -171,23 +174,23 @@ VARIANTS = (
         ("model.init=", 'model.init = "": must be text, not empty (from --set)'),
         (
             "training.epochs=0",
-            "training.epochs = 0: must be a whole number, 1 or more (from --set)",
+            f"training.epochs = 0: must be {COUNT} (from --set)",
         ),
         (
             "training.epochs=ten",
-            'training.epochs = "ten": must be a whole number, 1 or more (from --set)',
+            f'training.epochs = "ten": must be {COUNT} (from --set)',
         ),
         (
             "training.epochs=true",
-            "training.epochs = true: must be a whole number, 1 or more (from --set)",
+            f"training.epochs = true: must be {COUNT} (from --set)",
         ),
         (
             "training.epochs=1.5",
-            "training.epochs = 1.5: must be a whole number, 1 or more (from --set)",
+            f"training.epochs = 1.5: must be {COUNT} (from --set)",
         ),
         (
             'training.epochs="12"',
-            'training.epochs = "12": must be a whole number, 1 or more (from --set)',
+            f'training.epochs = "12": must be {COUNT} (from --set)',
         ),
         (
             "training.learning_rate=nan",
@@ -220,7 +223,7 @@ VARIANTS = (
         (
             "training.learning_rate_epochs=40",
             "training.learning_rate_epochs = 40: "
-            "must be a list, each a whole number, 1 or more (from --set)",
+            "must be a list, each a whole number, 1 or more and 1000000 or less (from --set)",
         ),
         (
             "training.learning_rate_epochs=[70, 40]",
@@ -257,6 +260,16 @@ VARIANTS = (
             "--set training.epochs: must be dotted.key=value, as in training.epochs=5",
         ),
         ("=5", "--set =5: must be dotted.key=value, as in training.epochs=5"),
+        ("data.name=\udcff", "--set data.name=\\udcff: it is not valid UTF-8"),
+        (
+            "data.name=" + "x" * 1000,
+            f"--set data.name={'x' * 30}...: it has more than 1,000 characters",
+        ),
+        (
+            "training.workers=5000",
+            "training.workers = 5000: "
+            "must be a whole number, 0 or more and 1024 or less (from --set)",
+        ),
     ],
     ids=lambda value: value.partition(": ")[0],
 )
@@ -278,7 +291,7 @@ def test_all_mistakes_are_told_at_once(tmp_path):
         f'model.variant = "air": must be one of {VARIANTS}; nearest: airnet',
         'model.backbone = "resnet51": must be one of resnet50_ibn, resnet50_gc, resnet50, '
         "resnet18, resnet18_ibn, mobilenet_v2; nearest: resnet50 (from --set)",
-        "training.epochs: missing; must be a whole number, 1 or more",
+        "training.epochs: missing; must be a whole number, 1 or more and 1000000 or less",
         "training.epoch: no such key; nearest: training.epochs",
         "dada: no such key; nearest: data",
         "--set seed: must be dotted.key=value, as in training.epochs=5",
@@ -300,8 +313,11 @@ def test_a_plain_value_where_a_table_belongs(tmp_path):
     [
         (b"epochs = = 3", r"the preset .*mine\.toml is not valid TOML: .*line 1"),
         (b"\xff\xfe", r"the preset .*mine\.toml is not text in UTF-8"),
+        (b"a = " + b"[" * 900, r"mine\.toml is not valid TOML: it is nested too deeply$"),
+        (b"a." * 600, r"mine\.toml is not valid TOML: it has a line of more than 1,000 char"),
+        (b"\n" * 70_000, r"mine\.toml is larger than 32,768 bytes, so it is none"),
     ],
-    ids=["not TOML", "not text"],
+    ids=["not TOML", "not text", "deep", "long line", "large"],
 )
 def test_a_file_that_is_no_preset(content, expected, tmp_path):
     """What can't be read is named with its path."""
