@@ -35,6 +35,16 @@ def printable(text: str) -> str:
     )
 
 
+def quoted(text: object, longest: int = 100) -> str:
+    """`text` as a message quotes it, cut where it is long.
+
+    >>> quoted("a" * 200, longest=8)
+    "'aaaaa...'"
+    """
+    words = str(text)
+    return repr(words if len(words) <= longest else f"{words[: longest - 3]}...")
+
+
 class AirnetError(Exception):
     """A request that can't be carried out; the message says why and what to do."""
 

@@ -77,6 +77,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file; False, not an OSError, for a name that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; False, not an OSError, for a name that no folder can have."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def why(error: OSError | OutputError) -> str:
     """What the system said, without the path.
 

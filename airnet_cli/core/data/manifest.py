@@ -1,31 +1,37 @@
 """The prepared data set on disk: `DATA_ROOT/NAME/manifest.jsonl`.
 
 The first line is the header (format, version, name, split rule, counts, root, number of lines,
-sha256 of what follows), then one line per image: path relative to the root, person id, camera id,
-split. The root is stored relative to the manifest's folder, so a data root that moves together with
-its images still works. Lines are sorted by split and path: the same images give the same file, byte
-for byte. Junk images are listed too; evaluation leaves them out. Where ids were made up for people
-and cameras that had other names, the header has the names.
+sha256 of what follows and of itself), then one line per image: path relative to the root, person
+id, camera id, split. The root is stored relative to the manifest's folder, so a data root that
+moves together with its images still works. Lines are sorted by split and path: the same images give
+the same file, byte for byte. Junk images are listed too; evaluation leaves them out. Where ids were
+made up for people and cameras that had other names, the header has the names.
 """
 
 import hashlib
+import io
 import itertools
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airnet_cli.core.data.records import DISTRACTOR, JUNK, SPLITS, ImageRecord, Split
-from airnet_cli.core.files import replacing, why
-from airnet_cli.errors import DataError, OutputError
+from airnet_cli.core.files import is_folder, parse_json, replacing, why
+from airnet_cli.errors import DataError, OutputError, quoted
 
 FILE_NAME = "manifest.jsonl"
 FORMAT = "airnet-manifest"
 FORMAT_VERSION = 1
+
+LARGEST = 256 * 2**20
+"""Bytes of a manifest: two million images."""
+LONGEST_LINE = 64 * 2**10
+"""Bytes of an image's line: a path has 4,096, each of which JSON may write as six."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +77,10 @@ def manifest_path(data_root: Path, name: str) -> Path:
     Raises:
         DataError: `name` can't be the name of a folder under the data root.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
         raise DataError(
-            f"{name!r} can't be the name of a data set; use letters, digits, '.', '_' and '-'"
+            f"{quoted(name)} can't be the name of a data set; use letters, digits, '.', '_' and "
+            "'-', at most a hundred"
         )
     return data_root / name / FILE_NAME
 
@@ -95,7 +102,7 @@ def load_prepared(data_root: Path, name: str) -> Manifest:
             f"run: {prepare_command(name)} --data-root {data_root}"
         )
     manifest = read_manifest(path)
-    if not manifest.root.is_dir():
+    if not is_folder(manifest.root):
         raise DataError(
             f"the images of {name!r} are gone: {path} points to {manifest.root}, which is not a "
             f"folder; put them back or run: {prepare_command(name)} --data-root {data_root}"
@@ -175,21 +182,20 @@ def write_manifest(
     names = {"person_names": person_names or {}, "camera_names": camera_names or {}}
     body = "".join(_dump(asdict(record)) for record in ordered).encode()
     try:
-        header = _dump(
-            {
-                "format": FORMAT,
-                "version": FORMAT_VERSION,
-                "name": name,
-                "split_rule": split_rule,
-                "root": _relative_root(root.resolve(), path.parent.resolve()),
-                "counts": {split: asdict(count) for split, count in counts.items()},
-                "lines": len(ordered),
-                "sha256": hashlib.sha256(body).hexdigest(),
-                **{key: value for key, value in names.items() if value},
-            }
-        ).encode()
+        header: dict[str, object] = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "name": name,
+            "split_rule": split_rule,
+            "root": _relative_root(root.resolve(), path.parent.resolve()),
+            "counts": {split: asdict(count) for split, count in counts.items()},
+            "lines": len(ordered),
+            "sha256": hashlib.sha256(body).hexdigest(),
+            **{key: value for key, value in names.items() if value},
+        }
+        header["header_sha256"] = _header_sha256(header)
         with replacing(path) as temporary:
-            temporary.write_bytes(header + body)
+            temporary.write_bytes(_dump(header).encode() + body)
     except (OSError, OutputError) as error:
         raise DataError(
             f"can't write {path}: {why(error)}; make it writable or choose another --data-root"
@@ -210,12 +216,7 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         DataError: it is missing, cut off, edited, of a newer version, or no manifest at all.
     """
-    try:
-        first, _, body = path.read_bytes().partition(b"\n")
-    except OSError as error:
-        raise DataError(
-            f"can't read the manifest {path}: {error.strerror or error}; run airnet prepare-data"
-        ) from error
+    first, _, body = _read_bytes(path).partition(b"\n")
     header = _read_header(path, first)
     if hashlib.sha256(body).hexdigest() != header["sha256"]:
         found = body.count(b"\n")
@@ -223,17 +224,23 @@ def read_manifest(path: Path) -> Manifest:
             f"{path} is cut off or was edited: its header promises {header['lines']:,} images, "
             f"there are {found:,} lines and their checksum differs; run airnet prepare-data again"
         )
+    if header.get("header_sha256", _header_sha256(header)) != _header_sha256(header):
+        raise DataError(
+            f"{path} was edited: its header is not the one that was written; "
+            "run airnet prepare-data again"
+        )
     try:
-        records = tuple(ImageRecord(**json.loads(line)) for line in body.splitlines())
-        counts = {split: SplitCounts(**header["counts"][split]) for split in SPLITS}
-        _check_records(records)
+        records = tuple(_checked_records(body))
+        counts = count_splits(records)
+        _check_counts(header, len(records), counts)
         person_names, camera_names = (
             {int(number): str(name) for number, name in header.get(key, {}).items()}
             for key in ("person_names", "camera_names")
         )
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise DataError(
-            f"{path} has a line that can't be used ({error}); run airnet prepare-data again"
+            f"{path} has a line that can't be used ({str(error)[:200]}); "
+            "run airnet prepare-data again"
         ) from error
     return Manifest(
         name=header["name"],
@@ -246,10 +253,26 @@ def read_manifest(path: Path) -> Manifest:
     )
 
 
+def _read_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise DataError(
+            f"can't read the manifest {path}: {error.strerror or error}; run airnet prepare-data"
+        ) from error
+    if len(content) > LARGEST:
+        raise DataError(
+            f"{path} has more than {LARGEST / 2**20:,.0f} MiB, so it is no manifest that airnet "
+            "wrote; run airnet prepare-data again"
+        )
+    return content
+
+
 def _read_header(path: Path, line: bytes) -> dict[str, Any]:
     """Parse and check the first line."""
     try:
-        header = json.loads(line)
+        header = parse_json(line)
     except ValueError:
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -260,7 +283,8 @@ def _read_header(path: Path, line: bytes) -> dict[str, Any]:
     version = header.get("version")
     if version != FORMAT_VERSION:
         raise DataError(
-            f"{path} has manifest version {version}, this airnet reads version {FORMAT_VERSION}; "
+            f"{path} has manifest version {str(version)[:20]}, "
+            f"this airnet reads version {FORMAT_VERSION}; "
             "use the airnet that wrote it or run airnet prepare-data again"
         )
     kinds = {
@@ -279,16 +303,66 @@ def _read_header(path: Path, line: bytes) -> dict[str, Any]:
     return header
 
 
-def _check_records(records: Sequence[ImageRecord]) -> None:
-    """Raise ValueError for what no reader writes; the checksum shows only that it is as written."""
-    for record in records:
-        if record.split not in SPLITS:
-            raise ValueError(f"split {record.split!r}")
-        if type(record.person_id) is not int or type(record.camera_id) is not int:
-            raise ValueError(f"person_id or camera_id of {record.path!r} is not an integer")
-        parts = PurePosixPath(record.path)
-        if parts.is_absolute() or ".." in parts.parts:
-            raise ValueError(f"path {record.path!r} leads out of the root")
+def _checked_records(body: bytes) -> Iterator[ImageRecord]:
+    """The records; ValueError or TypeError for what `write_manifest` does not write.
+
+    The checksum shows only that they are as they were written.
+    """
+    before: tuple[int, str] | None = None
+    for line in io.BytesIO(body):
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"it has {len(line):,} bytes")
+        record = ImageRecord(**parse_json(line))
+        _check_record(record)
+        place = (SPLITS.index(record.split), record.path)
+        if before is not None and place <= before:
+            problem = "is listed twice" if place == before else "is not in its place"
+            raise ValueError(f"path {quoted(record.path)} {problem}")
+        before = place
+        yield record
+
+
+def _check_record(record: ImageRecord) -> None:
+    """Raise ValueError for an image that no reader finds."""
+    if record.split not in SPLITS:
+        raise ValueError(f"split {quoted(record.split)}")
+    path, person_id, camera_id = record.path, record.person_id, record.camera_id
+    if type(path) is not str:
+        raise ValueError(f"path {quoted(path)} is no text")
+    if type(person_id) is not int or type(camera_id) is not int:
+        raise ValueError(f"person_id or camera_id of {quoted(path)} is not an integer")
+    if not (JUNK <= person_id <= LARGEST_ID and 0 <= camera_id <= LARGEST_ID):
+        raise ValueError(f"person_id or camera_id of {quoted(path)} is too small or large")
+    if (person_id == JUNK and record.split != "gallery") or (
+        person_id == DISTRACTOR and record.split == "query"
+    ):
+        raise ValueError(f"person {person_id} of {quoted(path)} can't be in {record.split}")
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts:
+        raise ValueError(f"path {quoted(path)} leads out of the root")
+    if str(parts) != path or path == "." or b"\0" in os.fsencode(path):  # which may raise it too
+        raise ValueError(f"path {quoted(path)} is no file's")
+
+
+LARGEST_ID = 10**18 - 1
+"""Of people and cameras: what tables may hold, and NumPy's integers do."""
+
+
+def _check_counts(
+    header: Mapping[str, Any], lines: int, counts: Mapping[Split, SplitCounts]
+) -> None:
+    """Raise ValueError where the header says something else of the lines than they do."""
+    if header["lines"] != lines:
+        raise ValueError(f"its header promises {quoted(header['lines'])} images, there are {lines}")
+    for split in SPLITS:
+        if header["counts"][split] != asdict(counts[split]):
+            raise ValueError(f"the counts of {split} in its header are not those of its lines")
+
+
+def _header_sha256(header: Mapping[str, Any]) -> str:
+    """The hash of a header without itself."""
+    rest = {key: value for key, value in header.items() if key != "header_sha256"}
+    return hashlib.sha256(_dump(rest).encode()).hexdigest()
 
 
 def _relative_root(root: Path, folder: Path) -> str:

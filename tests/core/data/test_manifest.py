@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,9 @@ RECORDS = [
     ImageRecord("a/1.png", 1, 1, "train"),
     ImageRecord("a/1 again.png", 1, 4, "train"),
 ]
+
+
+COUNTS = {split: asdict(count) for split, count in count_splits(RECORDS).items()}
 
 
 def write(data_root: Path, root: Path, records: list[ImageRecord] = RECORDS) -> Path:
@@ -118,9 +122,15 @@ def test_refuses_a_path_twice_in_a_split(tmp_path: Path) -> None:
 def header_with(**changes: object) -> object:
     def change(content: bytes) -> bytes:
         first, _, body = content.partition(b"\n")
-        return json.dumps(json.loads(first) | changes).encode() + b"\n" + body
+        header = json.loads(first) | changes
+        del header["header_sha256"]  # as of an airnet that wrote none
+        return json.dumps(header).encode() + b"\n" + body
 
     return change
+
+
+def with_edited_header(content: bytes) -> bytes:
+    return content.replace(b"by hand", b"by head")
 
 
 def body_with(old: bytes, new: bytes, *, fix_checksum: bool) -> object:
@@ -131,6 +141,7 @@ def body_with(old: bytes, new: bytes, *, fix_checksum: bool) -> object:
         header = json.loads(first)
         if fix_checksum:
             header["sha256"] = hashlib.sha256(body).hexdigest()
+            del header["header_sha256"]
         return json.dumps(header).encode() + b"\n" + body
 
     return change
@@ -155,6 +166,13 @@ def body_with(old: bytes, new: bytes, *, fix_checksum: bool) -> object:
         ),
         pytest.param(header_with(version=2), "version 2, this airnet reads version 1", id="newer"),
         pytest.param(header_with(root=None), "without a valid 'root'", id="no-root"),
+        pytest.param(with_edited_header, "its header is not the one", id="edited-header"),
+        pytest.param(header_with(lines=8), "promises '8' images, there are 7", id="other-lines"),
+        pytest.param(
+            header_with(counts=COUNTS | {"query": COUNTS["query"] | {"ids": 2}}),
+            "the counts of query in its header are not those",
+            id="other-counts",
+        ),
         pytest.param(header_with(counts={}), "can't be used", id="no-counts"),
         pytest.param(
             body_with(b'"split": "query"', b'"split": "test"', fix_checksum=True),
@@ -165,6 +183,26 @@ def body_with(old: bytes, new: bytes, *, fix_checksum: bool) -> object:
             body_with(b"q/7.png", b"../7.png", fix_checksum=True),
             "leads out of the root",
             id="leaves-root",
+        ),
+        pytest.param(
+            body_with(b"a/1 again.png", b"a/0.png", fix_checksum=True), "listed twice", id="twice"
+        ),
+        pytest.param(
+            body_with(b"a/0.png", b"b/0.png", fix_checksum=True), "not in its place", id="order"
+        ),
+        pytest.param(
+            body_with(b"q/7.png", b"q//7.png", fix_checksum=True), "no file's", id="two-slashes"
+        ),
+        pytest.param(body_with(b"q/7.png", b"q/\\u0000", fix_checksum=True), "no file's", id="nul"),
+        pytest.param(
+            body_with(b'"person_id": -1', b'"person_id": -2', fix_checksum=True),
+            "too small or large",
+            id="minus-two",
+        ),
+        pytest.param(
+            body_with(b'"person_id": 7', b'"person_id": 0', fix_checksum=True),
+            "person 0 of 'q/7.png' can't be in query",
+            id="distractor-query",
         ),
         pytest.param(
             body_with(b'"camera_id": 4', b'"camera_id": "4"', fix_checksum=True),
@@ -197,6 +235,7 @@ def test_refuses_what_is_not_whole(tmp_path: Path, change, message: str) -> None
         ("demo", r"run: airnet prepare-data demo --data-root"),
         ("../few", r"can't be the name of a data set"),
         ("", r"can't be the name of a data set"),
+        ("x" * 300, r"'x+\.\.\.' can't be the name of a data set"),
     ],
 )
 def test_not_prepared(tmp_path: Path, name: str, message: str) -> None:
