@@ -16,6 +16,7 @@ from airnet_cli.core.data.people import split_people
 from airnet_cli.core.data.problems import listed
 from airnet_cli.core.data.readers import cuhk03, cuhk03_raw, folder, market1501, msmt17, table
 from airnet_cli.core.data.records import ImageRecord
+from airnet_cli.core.files import is_file
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError, UsageError
 from airnet_cli.workflows.preparing import (
@@ -468,7 +469,7 @@ def _table_labels(
     path: Path, rows: Sequence[table.TableRow], root: Path, *, allow_partial: bool
 ) -> Labels:
     """Hold a table against the files under `root`."""
-    missing = [row for row in rows if not (root / row.record.path).is_file()]
+    missing = [row for row in rows if not is_file(root / row.record.path)]
     if not missing:
         return Labels(root=root, records=[row.record for row in rows])
     named = listed([f"line {row.line}: {row.record.path}" for row in missing])
@@ -489,6 +490,4 @@ def _table_labels(
 def _fitting(stage: Path, rows: Sequence[table.TableRow]) -> Path:
     """Find what the paths are relative to: most archives wrap everything in one folder."""
     folders = [stage, *sorted(path for path in stage.iterdir() if path.is_dir())]
-    return max(
-        folders, key=lambda folder: sum((folder / row.record.path).is_file() for row in rows)
-    )
+    return max(folders, key=lambda folder: sum(is_file(folder / row.record.path) for row in rows))

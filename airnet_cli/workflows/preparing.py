@@ -181,6 +181,8 @@ def check_exists(source: Path) -> None:
     """Raise unless the path that the user gave is there."""
     if not source.exists():
         raise DataError(f"{source} does not exist; give the path of a file or folder that does")
+    if not source.is_dir() and not source.is_file():
+        raise DataError(f"{source} is a pipe or device; write it into a file and give that")
     if source.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".rar", ".7z")):
         raise DataError(
             f"{source} is an archive of a kind that airnet does not unpack (it does .zip); "

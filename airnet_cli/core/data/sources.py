@@ -12,17 +12,25 @@ same tree, whatever the order of the inputs or of the file system.
 import csv
 import itertools
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from airnet_cli.errors import DataError
+from airnet_cli.core.files import is_file
+from airnet_cli.errors import DataError, quoted
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 """What is an image in a folder, in small or capital letters."""
 
 LISTED = 10
 """How many problems an error spells out."""
+
+MOST_VISITS = 1000
+"""How often links may lead to one folder."""
+LARGEST_LIST = 2**30
+"""Bytes of a list or table: some ten million images."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +117,15 @@ def relative_to_folder(paths: Sequence[Path], folder: Path) -> tuple[str, ...]:
 
 def _images_of(given: Path, headers: list[tuple[str, ...]]) -> Iterator[_Found]:
     if given.is_dir():
-        yield from (_Found(path, "", None) for path in _walk(_without_detour(given)))
+        yield from (_Found(path, "", None) for path in walk_images(_without_detour(given)))
     elif not given.exists():
         raise DataError(
             f"'{given}' does not exist; give folders, images, a .txt list or a .csv table"
+        )
+    elif given.suffix.lower() in (".txt", ".csv") and not _is_readable(given):
+        raise DataError(
+            f"'{given}' is a pipe or device, or has more than {LARGEST_LIST / 2**30:.0f} GiB; "
+            "write the list into a file, or several"
         )
     elif given.suffix.lower() == ".txt":
         yield from _read_list(given)
@@ -127,41 +140,71 @@ def _holds_images(given: Path, headers: list[tuple[str, ...]]) -> bool:
     return next(_images_of(given, list(headers)), None) is not None
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Every visible image below `folder`, links followed, no folder on its own path entered."""
+def walk_images(folder: Path) -> Iterator[Path]:
+    """Every visible image below `folder`, links followed, no folder on its own path entered.
 
-    def below(current: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    Raises:
+        DataError: a folder can't be read, or links lead to one again and again.
+    """
+    visits: Counter[tuple[int, int]] = Counter()
+    # Not recursive: folders may be nested more deeply than Python's calls.
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while waiting:
+        current, above = waiting.pop()
         try:
             status = current.stat()
             this = (status.st_dev, status.st_ino)
             if this in above:
-                return  # a link to a folder that it lies in
+                continue  # a link to a folder that it lies in
+            visits[this] += 1
+            if visits[this] > MOST_VISITS:
+                raise DataError(
+                    f"links below '{folder}' lead to the folder '{current}' more than "
+                    f"{MOST_VISITS:,} times; remove them"
+                )
             with os.scandir(current) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    if entry.is_dir():
-                        yield from below(current / entry.name, above | {this})
+                    if _is_folder(entry):
+                        waiting.append((current / entry.name, above | {this}))
                     elif entry.name.lower().endswith(IMAGE_SUFFIXES):
                         yield current / entry.name
         except OSError as error:
             raise DataError(f"folder '{current}' can't be read: {error.strerror}") from None
 
-    yield from below(folder, frozenset())
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: whoever reads it as an image finds out
+        return False
+
+
+def _is_readable(file: Path) -> bool:
+    status = file.stat()
+    return stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_LIST
 
 
 def _read_list(file: Path) -> Iterator[_Found]:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    place = f"{file}, line {number}"
+                    yield _Found(_listed_path(file, line.strip(), place), place, None)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"list '{file}' can't be read ({_one_line(error)}); write it as UTF-8 text, one path "
             "a line"
         ) from None
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            path = _without_detour(file.parent / line.strip())
-            yield _Found(path, f"{file}, line {number}", None)
+
+
+def _listed_path(file: Path, text: str, place: str) -> Path:
+    """A path that a list or table names."""
+    if "\0" in text:
+        raise DataError(f"{place}: {quoted(text)} is no file's path; write the list again")
+    return _without_detour(file.parent / text)
 
 
 def _read_table(file: Path, headers: list[tuple[str, ...]]) -> Iterator[_Found]:
@@ -173,7 +216,7 @@ def _read_table(file: Path, headers: list[tuple[str, ...]]) -> Iterator[_Found]:
             if header.count("path") != 1 or len(set(header)) != len(header) or "" in header:
                 raise DataError(
                     f"'{file}' must name its columns in the first line, each once, path among "
-                    f"them; found: {', '.join(header) or 'nothing'}"
+                    f"them; found: {', '.join(header)[:200] or 'nothing'}"
                 )
             position = header.index("path")
             headers.append(tuple(name for name in header if name != "path"))
@@ -184,11 +227,11 @@ def _read_table(file: Path, headers: list[tuple[str, ...]]) -> Iterator[_Found]:
                     continue
                 if len(row) != len(header) or not row[position].strip():
                     raise DataError(
-                        f"{place}: {len(row)} cells, path '{''.join(row[position:][:1])}'; it must "
-                        f"have the {len(header)} of the first line, and a path"
+                        f"{place}: {len(row)} cells, path {quoted(''.join(row[position:][:1]))}; "
+                        f"it must have the {len(header)} of the first line, and a path"
                     )
                 cells = (*row[:position], *row[position + 1 :])
-                path = _without_detour(file.parent / row[position].strip())
+                path = _listed_path(file, row[position].strip(), place)
                 yield _Found(path, place, table, cells)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
@@ -197,9 +240,9 @@ def _read_table(file: Path, headers: list[tuple[str, ...]]) -> Iterator[_Found]:
 
 
 def _raise_for_missing(images: Sequence[_Found]) -> None:
-    missing = [image for image in images if not image.path.is_file()]
+    missing = [image for image in images if not is_file(image.path)]
     if missing:
-        listed = "; ".join(f"{image.place}: '{image.path}'" for image in missing[:LISTED])
+        listed = "; ".join(f"{image.place}: {quoted(image.path)}" for image in missing[:LISTED])
         more = f" and {len(missing) - LISTED:,} more" if len(missing) > LISTED else ""
         raise DataError(
             f"{len(missing):,} of the images that are listed are no files: {listed}{more}; paths "
@@ -212,7 +255,8 @@ def _without_detour(path: Path) -> Path:
     pairs = itertools.pairwise(path.parts)
     if all(part != ".." or before == ".." for before, part in pairs):
         return path
-    return Path(os.path.relpath(path.parent.resolve() / path.name))
+    # Not resolve(), which raises RuntimeError for links in a circle.
+    return Path(os.path.relpath(Path(os.path.realpath(path.parent)) / path.name))
 
 
 def _key(path: Path) -> str:
@@ -230,9 +274,9 @@ def _relative(folder: Path, start: Path) -> str:
     try:
         way = os.path.relpath(folder, start)
         if ".." in folder.parts or way.startswith(".."):  # from where a link points to, not from it
-            way = os.path.relpath(folder.resolve(), start.resolve())
+            way = os.path.relpath(os.path.realpath(folder), os.path.realpath(start))
     except ValueError:  # two drives on Windows
-        way = str(folder.resolve())
+        way = os.path.realpath(folder)
     text = Path(way).as_posix()
     return "" if text == "." else text if text.endswith("/") else f"{text}/"
 

@@ -7,10 +7,11 @@ is the person. Ids may be any text; `split_people` numbers them.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from airnet_cli.core.data.sources import IMAGE_SUFFIXES
+from airnet_cli.core.data.sources import IMAGE_SUFFIXES, walk_images
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError, UsageError
 
@@ -63,13 +64,15 @@ def parse_pattern(text: str) -> NamePattern:
     Raises:
         UsageError: it has no field, an unknown one, one twice, or two that nothing parts.
     """
-    expression: list[str] = []
+    expression: list[str] = [""]
     fields: list[str] = []
     advice = "a pattern is like '{person_id}_c{camera_id}_*'"
     parts = [part for part in re.split(r"(\{[^{}]*\}|[*?])", text) if part]
     for before, part in zip([None, *parts], parts, strict=False):
-        if part in ("*", "?"):
-            expression.append("[^/]*?" if part == "*" else "[^/]")
+        if part == "*":
+            expression.append("[^/]*?")
+        elif part == "?":
+            expression[-1] += "[^/]"
         elif part[0] == "{" and part[-1] == "}":
             field = part[1:-1]
             if field not in (PERSON, CAMERA):
@@ -89,15 +92,26 @@ def parse_pattern(text: str) -> NamePattern:
         elif "{" in part or "}" in part:
             raise UsageError(f"--pattern {text!r} has a brace without its partner; {advice}")
         else:
-            expression.append(re.escape(part))
+            expression[-1] += re.escape(part)
     if not fields:
         raise UsageError(f"--pattern {text!r} has no {{{PERSON}}} and no {{{CAMERA}}}; {advice}")
     return NamePattern(
         text=text,
-        expression=re.compile("".join(expression)),
+        expression=re.compile(_without_second_thoughts(expression)),
         of_path="/" in text,
         with_ending=PurePosixPath(text).suffix.lower() in IMAGE_SUFFIXES,
     )
+
+
+def _without_second_thoughts(parts: Sequence[str]) -> str:
+    """The expression of parts that each begin with a `*` or a field, but for the first.
+
+    Where one ends as early as it can, the next takes what is left as well as it would later, since
+    both go as far as the next slash. So nothing need be tried twice but the end, which an atomic
+    group says: a name of 255 letters against twenty `*` would take years.
+    """
+    inner = "".join(f"(?>{part})" for part in parts[:-1])
+    return inner + parts[-1]
 
 
 def read(root: Path, pattern: NamePattern | None, *, progress: Progress = silent) -> Reading:
@@ -146,10 +160,5 @@ def _parse(path: PurePosixPath, pattern: NamePattern | None) -> FoundImage | Non
 
 def _image_paths(root: Path) -> list[PurePosixPath]:
     """List all visible images, sorted by path: the order of a folder differs between machines."""
-    found = []
-    for path in root.rglob("*"):
-        relative = PurePosixPath(path.relative_to(root).as_posix())
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if not hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            found.append(relative)
+    found = [PurePosixPath(path.relative_to(root).as_posix()) for path in walk_images(root)]
     return sorted(found, key=lambda path: path.as_posix())

@@ -74,7 +74,11 @@ def test_reads(tmp_path: Path, text: str, encoding: str, lines: tuple[int, int])
         ("../a.png,1,1,train", "path '../a.png' is not relative"),
         ("a\\..\\..\\b.png,1,1,train", "is not relative"),
         ("C:\\a.png,1,1,train", "is not relative"),
-        ("a.png,1", "split '' is none of"),
+        ("a.png,1", "2 cells, and the first line has 4"),
+        ("a,b.png,1,1,train", "5 cells, and the first line has 4"),
+        ("a.png,1,1,train,x", "5 cells, and the first line has 4"),
+        ("a\0.png,1,1,train", r"path 'a\x00.png' is no file's"),
+        ("a.png,1,1," + "x" * 9000, "split 'xxx"),
         ("good.png,2,3,train", "path 'good.png' is in train already, line 2"),
         ("./good.png,2,3,train", "path 'good.png' is in train already, line 2"),
     ],
@@ -86,6 +90,7 @@ def test_bad_row(tmp_path: Path, row: str, problem: str) -> None:
         table.read(path)
     assert f"{path} has 1 bad row: line 3: " in str(caught.value)
     assert problem in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 def test_the_same_image_in_two_splits(tmp_path: Path) -> None:
