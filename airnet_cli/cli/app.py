@@ -7,7 +7,8 @@ shell completion stay quick.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
 import typer
@@ -23,7 +24,7 @@ from airnet_cli.cli.presets import presets
 from airnet_cli.cli.stopping import exit_code, say_stopped, stopping_on_signals
 from airnet_cli.cli.train import train
 from airnet_cli.cli.visualize import visualize
-from airnet_cli.errors import AirnetError
+from airnet_cli.errors import AirnetError, UsageError, quoted
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,6 +41,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)  # Typer reads the options of the wrapped function
     def reporting(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            _check_names([*args, *kwargs.values()])
             with stopping_on_signals():
                 return command(*args, **kwargs)
         except AirnetError as error:
@@ -53,6 +55,25 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(exit_code(stop)) from None
 
     return reporting
+
+
+def _check_names(given: Iterable[object]) -> None:
+    """Refuse paths that the system can't even look for, such as names that are too long.
+
+    Raises:
+        UsageError: for the first one.
+    """
+    for value in given:
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, Path):
+                try:
+                    path.lstat()
+                except (FileNotFoundError, NotADirectoryError):
+                    pass  # what is to be done about it, the command knows
+                except OSError as error:
+                    raise UsageError(
+                        f"{quoted(path)} can't be looked for: {error.strerror}; give another path"
+                    ) from None
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,14 +6,15 @@ reading JSON that anyone may have written.
 """
 
 import contextlib
+import csv
 import functools
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from airnet_cli.errors import OutputError
 
@@ -75,6 +76,19 @@ def write_json(path: Path, value: Any) -> None:
         OutputError: the system refused.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_rows(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows of a CSV table into a file that was opened with `newline=""`.
+
+    A carriage return needs quotes, or else it ends the row for whoever reads it; Python's writer
+    does not see to that where rows end with a line feed alone.
+    """
+    plain = csv.writer(file, lineterminator="\n")
+    with_quotes = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        has_return = any(isinstance(cell, str | Path) and "\r" in str(cell) for cell in row)
+        (with_quotes if has_return else plain).writerow(row)
 
 
 def is_file(path: Path) -> bool:

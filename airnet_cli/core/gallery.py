@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from airnet_cli.core.files import replacing, why, write_json
+from airnet_cli.core.files import replacing, why, write_json, write_rows
 from airnet_cli.errors import DataError, OutputError
 
 FORMAT = "airnet-gallery"
@@ -494,12 +494,14 @@ class GalleryWriter:
         skipped = {image["path"] for image in self.skipped}
         listing = self._listing
         with table.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["path", *listing.columns])
-            writer.writerows(
-                row
-                for row in zip(listing.paths, *listing.columns.values(), strict=True)
-                if row[0] not in skipped
+            write_rows(file, [["path", *listing.columns]])
+            write_rows(
+                file,
+                (
+                    row
+                    for row in zip(listing.paths, *listing.columns.values(), strict=True)
+                    if row[0] not in skipped
+                ),
             )
         with table.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()

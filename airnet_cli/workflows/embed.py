@@ -227,6 +227,14 @@ def _prepared(data_root: Path, name: str, split: Split) -> Sources:
     records = [record for record in manifest.split(split) if record.person_id != JUNK]  # by path
     if not records:
         raise DataError(f"data set '{name}' has no {split} images; choose another --split")
+    for record in records:
+        try:
+            record.path.encode()
+        except UnicodeEncodeError:  # which the gallery's table could not name
+            raise DataError(
+                f"the name of {record.path!a} in data set '{name}' is not valid UTF-8; rename the "
+                "image, and prepare the set again"
+            ) from None
     return Sources(
         paths=tuple(manifest.root / record.path for record in records),
         columns={

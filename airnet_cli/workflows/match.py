@@ -5,7 +5,6 @@ record; another one is refused. Verdicts come from a threshold: the user's, or t
 calibration (`airnet evaluate --calibrate`). Without either there is none, and a note says why.
 """
 
-import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from PIL import Image
 from airnet_cli.core.checkpoint import model_fingerprint
 from airnet_cli.core.data.sources import list_images
 from airnet_cli.core.drawing import MatchState, RankedMatch, RankedRow, draw_ranked_lists
-from airnet_cli.core.files import replacing, write_text
+from airnet_cli.core.files import replacing, write_rows, write_text
 from airnet_cli.core.gallery import Gallery, read_gallery
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.report import Section, write_report
@@ -637,16 +636,13 @@ def _save(sheet: Image.Image, path: Path) -> None:
 def _table(matching: Matching, gallery: Gallery) -> str:
     known = [name for name in gallery.columns if name != "path"]
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
     distance = ["distance"] if matching.reranked else []
-    writer.writerow(["query", "rank", "row", "path", "score", "verdict", *distance, *known])
+    write_rows(text, [["query", "rank", "row", "path", "score", "verdict", *distance, *known]])
     for query in matching.queries:
         for match in query.matches:
-            writer.writerow(
-                [query.query, match.rank, match.row, match.path, match.score, match.verdict or ""]
-                + ([match.distance] if matching.reranked else [])
-                + [match.columns[name] for name in known]
-            )
+            cells = [query.query, match.rank, match.row, match.path, match.score]
+            cells += [match.verdict or "", *([match.distance] if matching.reranked else [])]
+            write_rows(text, [[*cells, *(match.columns[name] for name in known)]])
     return text.getvalue()
 
 

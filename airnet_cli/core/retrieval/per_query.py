@@ -7,7 +7,6 @@ num_matches                      right answers
 match_ranks                      the ranks of all of them, ascending, with spaces between
 """
 
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from airnet_cli.core.files import write_text
+from airnet_cli.core.files import write_rows, write_text
 from airnet_cli.core.retrieval.metrics import RetrievalScores
 
 COLUMNS = (
@@ -52,23 +51,21 @@ def write_per_query(
         OutputError: It can't be written.
     """
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    write_rows(text, [COLUMNS])
     for query, ranks in enumerate(scores.match_ranks):
         values = (
             scores.average_precisions[query],
             scores.average_precisions_trapezoid[query],
             scores.inverse_negative_penalties[query],
         )
-        writer.writerow(
-            [
-                "" if query_paths is None else query_paths[query],
-                query_person_ids[query],
-                query_camera_ids[query],
-                *(float(value) if len(ranks) else "" for value in values),
-                ranks[0] if len(ranks) else "",
-                len(ranks),
-                " ".join(map(str, ranks.tolist())),
-            ]
-        )
+        cells: list[object] = [
+            "" if query_paths is None else query_paths[query],
+            query_person_ids[query],
+            query_camera_ids[query],
+            *(float(value) if len(ranks) else "" for value in values),
+            ranks[0] if len(ranks) else "",
+            len(ranks),
+            " ".join(map(str, ranks.tolist())),
+        ]
+        write_rows(text, [cells])
     write_text(path, text.getvalue())
