@@ -56,11 +56,13 @@ class Nursery:
     def start(self, *words: object, **request: Any) -> int:
         """Start a command; its process id."""
         self._started = time.monotonic()
+        self._output.write_text("")
         asked = {"words": [str(word) for word in words], "output": str(self._output), **request}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
-        return int(self._answer()["pid"])
+        self._pid = int(self._answer()["pid"])
+        return self._pid
 
     def wait(self) -> Ended:
         """Wait for the end of the command that was started last."""
@@ -81,16 +83,14 @@ class Nursery:
             os.kill(pid, signal.SIGKILL)
         return self.wait()
 
-    def signal_when(self, said: str, number: int, *words: object, **request: Any) -> Ended:
-        """Run a command and send it a signal as soon as its output has `said`."""
-        self._output.write_text("")
-        pid = self.start(*words, **request)
-        until = time.monotonic() + 120
-        while said not in self._output.read_text() and time.monotonic() < until:
+    def wait_until(self, said: str) -> None:
+        """Wait until the output of the command that was started last has `said`."""
+        until = time.monotonic() + 300
+        while said not in self._output.read_text():
+            if time.monotonic() > until:
+                os.kill(self._pid, signal.SIGKILL)
+                raise AssertionError(f"no {said!r} in: {self.wait().output}")
             time.sleep(0.01)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-        return self.wait()
 
     def close(self) -> None:
         assert self._process.stdin is not None

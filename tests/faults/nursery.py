@@ -8,6 +8,7 @@ nothing takes none. Reads requests as JSON lines from stdin:
     folder      with `kill_at`: the n-th time that a file below this folder is to be opened for
     kill_at     writing, renamed or removed, the process kills itself (SIGKILL) before that
     set         {"module:NAME": value}, set before the command runs
+    hang        a function, "module:NAME", that says `hanging` and never comes back
 
 and writes two for each: `{"pid": ...}`, then `{"code": ..., "operations": ...}`, where a negative
 code is a signal and `operations` is how many there were below `folder`.
@@ -19,6 +20,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -61,8 +63,15 @@ def count_operations(folder: str, kill_at: int | None, counted: Path) -> None:
     sys.addaudithook(hook)
 
 
+def hang(*_: object, **__: object) -> None:
+    """Be still busy when the next signal comes."""
+    sys.stderr.write("hanging\n")  # which is not buffered for longer than a line
+    time.sleep(600)
+
+
 def run(request: dict[str, object], counted: Path) -> None:
     """The child's life."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job ignores it
     output = os.open(str(request["output"]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)
@@ -72,6 +81,9 @@ def run(request: dict[str, object], counted: Path) -> None:
         for name, value in request.get("set", {}).items():
             module, _, attribute = name.partition(":")
             setattr(importlib.import_module(module), attribute, value)
+        if "hang" in request:
+            module, _, attribute = request["hang"].partition(":")
+            setattr(importlib.import_module(module), attribute, hang)
         sys.argv = ["airnet", *request["words"]]
         if "folder" in request:
             count_operations(str(request["folder"]), request.get("kill_at"), counted)
