@@ -8,6 +8,7 @@ reading JSON that anyone may have written.
 import contextlib
 import csv
 import functools
+import hashlib
 import json
 import os
 import sys
@@ -224,6 +225,17 @@ def _close_in_children() -> None:
     os.register_at_fork(after_in_child=close)
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file that anyone may have written.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: as for `parse_json`, or it is not UTF-8.
+    """
+    with path.open("rb") as file:
+        return parse_json(file.read(LARGEST_JSON + 1))
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text from a file that anyone may have written.
 
@@ -236,6 +248,28 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+SEAL = "sha256"
+"""The key of a record's own hash."""
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """`record` with a hash of its contents as a last key, so that a changed digit is noticed."""
+    return {**record, SEAL: _digest(record)}
+
+
+def is_sealed(record: dict[str, Any]) -> bool:
+    """Whether a record is as it was when it was `sealed`.
+
+    >>> is_sealed(sealed({"threshold": 0.61})), is_sealed({"threshold": 0.01, "sha256": "a5c1"})
+    (True, False)
+    """
+    return record.get(SEAL) == _digest({key: record[key] for key in record if key != SEAL})
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _umask() -> int:

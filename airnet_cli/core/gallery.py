@@ -5,7 +5,8 @@ stem:
     gallery.csv     a header and N rows: `path` (relative to this folder, with forward slashes),
                     then any columns that were known, such as person_id and camera_id
     gallery.json    what made them: the model's fingerprint, head slices, preprocessing, what was
-                    left out; and the CSV's SHA-256. Written last: where it is, the gallery is whole
+                    left out; and the SHA-256 of the CSV, of the matrix, and of itself. Written
+                    last: where it is, the gallery is whole
 
 `GalleryWriter` streams: rows go into a memory map under a temporary name, and a job that was
 stopped, or killed, goes on where it was. No torch here.
@@ -16,6 +17,7 @@ import csv
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import time
@@ -27,7 +29,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from airnet_cli.core.files import replacing, why, write_json, write_rows
+from airnet_cli.core.arrays import map_array
+from airnet_cli.core.files import (
+    SEAL,
+    is_sealed,
+    read_json,
+    replacing,
+    sealed,
+    why,
+    write_json,
+    write_rows,
+)
 from airnet_cli.errors import DataError, OutputError
 
 FORMAT = "airnet-gallery"
@@ -37,6 +49,13 @@ DTypeName = Literal["float32", "float16"]
 DTYPES: dict[str, npt.DTypeLike] = {"float32": np.float32, "float16": np.float16}
 
 AGAIN = "write it again with `airnet embed`"
+
+HASHED_BYTES = 256 * 2**20
+"""Up to this size the matrix is held against its hash when it is read: a fifth of a second. Of a
+larger one only the length is, as searching it takes hardly longer than hashing it."""
+
+MOST_COLUMNS = 1000
+"""Of the table: its cells are all in memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +114,7 @@ def read_gallery(path: Path) -> Gallery:
 def _read_record(path: Path) -> tuple[dict[str, Any], dict[str, slice]]:
     side = path.with_suffix(".json")
     try:
-        record = json.loads(side.read_text(encoding="utf-8"))
+        record = read_json(side)
     except FileNotFoundError:
         raise DataError(
             f"gallery '{path}' has no {side.name} beside it, which is written last: it is not "
@@ -120,27 +139,35 @@ def _read_record(path: Path) -> tuple[dict[str, Any], dict[str, slice]]:
         "flip": bool,
         "csv_sha256": str,
     }
-    wrong = [key for key, kind in kinds.items() if not isinstance(record.get(key), kind)]
+    # `type`, since True is an integer to isinstance.
+    wrong = [key for key, kind in kinds.items() if type(record.get(key)) is not kind]
     if wrong or record["dtype"] not in DTYPES:
         raise DataError(f"'{side}' lacks or garbles {', '.join(wrong) or 'dtype'}; {AGAIN}")
-    try:
-        heads = {
-            name: slice(int(first), int(end)) for name, (first, end) in record["heads"].items()
-        }
-    except (TypeError, ValueError):
-        heads = {}
-    ends = [0, *(part.stop for part in heads.values())]
-    if ends[:-1] != [part.start for part in heads.values()] or ends[-1] != record["dimensions"]:
+    heads: dict[str, slice] = {}
+    end = 0
+    for name, part in record["heads"].items():
+        is_pair = isinstance(part, list) and [type(each) for each in part] == [int, int]
+        if not is_pair or part[0] != end or part[1] <= end:
+            end = -1
+            break
+        heads[name] = slice(*part)
+        end = part[1]
+    if not heads or end != record["dimensions"]:
         raise DataError(
             f"'{side}' has heads that do not fill {record['dimensions']} dimensions; {AGAIN}"
+        )
+    # Both hashes or neither: galleries of before have none.
+    if ({"npy_sha256", SEAL} & record.keys()) and not is_sealed(record):
+        raise DataError(
+            f"'{side}' was changed after it was written, so that it may be of other rows; {AGAIN}"
         )
     return record, heads
 
 
 def _map(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.floating[Any]]:
     try:
-        embeddings = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, OverflowError, EOFError) as error:
+        embeddings = map_array(path, mode="r")
+    except (OSError, ValueError) as error:
         raise DataError(
             f"gallery '{path}' can't be read as a NumPy array ({_one_line(error)}); {AGAIN}"
         ) from None
@@ -152,21 +179,30 @@ def _map(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.floating[Any]]
         )
     if not embeddings.flags.c_contiguous:
         raise DataError(f"gallery '{path}' is in Fortran order; save it in C order, row after row")
+    said = record.get("npy_sha256")
+    if said is not None and embeddings.nbytes <= HASHED_BYTES and _file_digest(path) != said:
+        raise DataError(
+            f"gallery '{path}' was changed or damaged after it was written: its hash is another; "
+            f"get it again from where it came, or {AGAIN}"
+        )
     return embeddings
 
 
 def _read_table(table: Path, record: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     try:
         content = table.read_bytes()
-        rows = list(csv.reader(io.StringIO(content.decode(), newline=""), strict=True))
+        lines = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
+        # One more than there should be: it tells of more, and takes no memory for them.
+        rows = list(itertools.islice(lines, record["rows"] + 2))
     except FileNotFoundError:
         raise DataError(f"there is no {table}, the gallery's list of images; {AGAIN}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"'{table}' can't be read: {_one_line(error)}; {AGAIN}") from None
     if len(rows) - 1 != record["rows"]:
+        more = " or more" if len(rows) - 1 > record["rows"] else ""
         raise DataError(
-            f"'{table}' has {max(0, len(rows) - 1)} rows under its header and the gallery has "
-            f"{record['rows']}; {AGAIN}"
+            f"'{table}' has {max(0, len(rows) - 1)}{more} rows under its header and the gallery "
+            f"has {record['rows']}; {AGAIN}"
         )
     if hashlib.sha256(content).hexdigest() != record["csv_sha256"]:
         raise DataError(
@@ -174,6 +210,12 @@ def _read_table(table: Path, record: Mapping[str, Any]) -> dict[str, tuple[str, 
             "put columns into a table for `airnet embed TABLE.csv` instead"
         )
     header = rows[0]
+    is_table = header[:1] == ["path"] and len(set(header)) == len(header) <= MOST_COLUMNS
+    if not is_table or any(len(row) != len(header) for row in rows) or b"\0" in content:
+        raise DataError(
+            f"'{table}' is no table of a gallery: it must name different columns, path first, and "
+            f"each line must have as many cells, without NUL; {AGAIN}"
+        )
     return {name: tuple(row[i] for row in rows[1:]) for i, name in enumerate(header)}
 
 
@@ -376,6 +418,7 @@ class GalleryWriter:
             self.sync()
             self._rows = None
             self._cut()
+            npy_sha256 = _file_digest(self._part)
             with replacing(self.path.with_suffix(".csv")) as table:
                 csv_sha256 = self._write_table(table)
                 # Until the new record stands there is none: never one that vouches for other files.
@@ -390,7 +433,10 @@ class GalleryWriter:
                 **record,
                 "skipped": self.skipped,
                 "csv_sha256": csv_sha256,
+                "npy_sha256": npy_sha256,
             }
+            # As JSON has it: the record is the same when it is read.
+            complete = sealed(json.loads(json.dumps(complete)))
             write_json(self._record, complete)
             self._journal.unlink()
         except (OSError, OutputError) as error:
@@ -503,8 +549,7 @@ class GalleryWriter:
                     if row[0] not in skipped
                 ),
             )
-        with table.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+        return _file_digest(table)
 
 
 @dataclass(frozen=True)
@@ -516,6 +561,11 @@ class _State:
     skipped: tuple[dict[str, str], ...] = ()
     files: str = ""
     """Digest of sizes and times of the images that are done."""
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reserve(file: int, size: int) -> None:

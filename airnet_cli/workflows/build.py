@@ -9,7 +9,7 @@ import torch
 from airnet_cli.config.presets import validate_preset
 from airnet_cli.config.schema import Preset
 from airnet_cli.core.averaging import WeightAverage
-from airnet_cli.core.checkpoint import Checkpoint, fill_network
+from airnet_cli.core.checkpoint import Checkpoint, check_fit, fill_network
 from airnet_cli.core.data.dataset import ImageDataset, TrainingLoader
 from airnet_cli.core.data.held_out import hold_out
 from airnet_cli.core.data.identities import IdentitySplit, split_identities
@@ -26,7 +26,7 @@ from airnet_cli.core.model.airnet import (
 from airnet_cli.core.model.backbone import Backbone, build_backbone, replace_relu6
 from airnet_cli.core.model.weights import load_imagenet, load_weights
 from airnet_cli.core.training import RATE_FACTOR, Schedule, Trainer
-from airnet_cli.errors import DataError, TrainingError
+from airnet_cli.errors import CheckpointError, DataError, TrainingError
 
 
 def build_network(preset: Preset, *, identities: int | None) -> AirNet:
@@ -61,10 +61,19 @@ def restore_network(checkpoint: Checkpoint) -> tuple[AirNet, Preset]:
 
     Raises:
         PresetError: its preset is not one that this airnet understands.
-        CheckpointError: its tensors do not fit.
+        CheckpointError: its tensors do not fit, or are not finite.
     """
     preset = validate_preset(checkpoint.preset, source=str(checkpoint.path))
+    size = (preset.data.height_px, preset.data.width_px)
+    if size != (checkpoint.height_px, checkpoint.width_px):
+        raise CheckpointError(
+            f"checkpoint '{checkpoint.path}' contradicts itself: its images have "
+            f"{checkpoint.height_px} x {checkpoint.width_px} pixels, those of its preset "
+            f"{size[0]} x {size[1]}; get or train it anew"
+        )
     identities = len(checkpoint.identities)
+    # Before memory is taken for as many identities as it says.
+    check_fit(describe_network(preset, identities=identities), checkpoint)
     network = _build_heads(_build_backbone(preset), preset, identities=identities)
     fill_network(network, checkpoint)
     return _channels_last(network).eval(), preset

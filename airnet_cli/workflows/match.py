@@ -6,6 +6,7 @@ calibration (`airnet evaluate --calibrate`). Without either there is none, and a
 """
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from airnet_cli.core.arrays import map_array
 from airnet_cli.core.checkpoint import model_fingerprint
 from airnet_cli.core.data.sources import list_images
 from airnet_cli.core.drawing import MatchState, RankedMatch, RankedRow, draw_ranked_lists
@@ -454,16 +456,17 @@ class _Queries:
             else:
                 pieces.append(self.features[file][2])
                 file += 1
-        return np.concatenate(pieces).astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # infinity has no direction: the search refuses it
+            return np.concatenate(pieces).astype(np.float32, copy=False)
 
 
 def _read_features(path: Path) -> npt.NDArray[np.floating[Any]]:
     """A plain matrix (Q, D) of features, or one vector (D,), without a record."""
     try:
-        matrix: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+        matrix = map_array(path, mode="r")
     except FileNotFoundError:
         raise DataError(f"there is no file '{path}'; give images or .npy features") from None
-    except (OSError, ValueError, OverflowError, EOFError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"'{path}' can't be read as a NumPy array ({' '.join(str(error).split())}); write it "
             "with numpy.save(path, matrix), a matrix of floats"
@@ -502,7 +505,7 @@ def _find_model(
     others = sorted(runs_root.glob(f"*/{CHECKPOINT}"), reverse=True)
     replaced = ""
     for file in [recorded, *others]:
-        if file.is_file():
+        if os.path.isfile(file):  # noqa: PTH113  False for names that no system takes
             fingerprint = model_fingerprint(file)
             if fingerprint == gallery.fingerprint:
                 return find_model(file, runs_root), ""

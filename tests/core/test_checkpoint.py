@@ -22,6 +22,7 @@ from airnet_cli.core.checkpoint import (
 )
 from airnet_cli.core.model.airnet import IMAGENET_MEAN, IMAGENET_STD, AirNet
 from airnet_cli.core.model.backbone import build_backbone
+from airnet_cli.core.model.foreign import LARGEST_HEADER
 from airnet_cli.errors import CheckpointError, OutputError
 
 IDENTITIES = (2, 7, 1500)
@@ -111,6 +112,7 @@ def test_header_is_text_that_anyone_can_read(good, network):
     """The documented keys, JSON each; preprocessing, heads and versions included."""
     header = header_of(good)
     assert (header.pop("format"), header.pop("format_version")) == ("airnet-checkpoint", "1")
+    assert re.fullmatch("[0-9a-f]{64}", header.pop("sha256"))
     described = {key: json.loads(value) for key, value in header.items()}
     assert described.keys() == {
         "preset", "preprocessing", "heads", "identities", "training", "versions"
@@ -195,11 +197,13 @@ def test_damaged_file_is_one_line(tmp_path, good, kind):
 
 
 def rewritten(path, good, change) -> None:
-    """Write the good checkpoint again with another header or other tensors."""
-    header = header_of(good)
+    """Write the good checkpoint again with another header or other tensors, and the right hash."""
+    header = header_of(good) | {"sha256": "0" * 64}
     tensors = safetensors.torch.load_file(good)
     change(header, tensors)
     safetensors.torch.save_file(tensors, path, metadata=header)
+    if "sha256" in header:
+        checkpoint_module._seal(path)
 
 
 @pytest.mark.parametrize(
@@ -213,8 +217,28 @@ def rewritten(path, good, change) -> None:
         (lambda h, _: h.update(preprocessing='{"height_px": "x", "width_px": 1}'), "garbles"),
         (lambda h, _: h.update(identities="3"), "garbles"),
         (lambda h, _: h.update(preset="{broken"), "is it whole?"),
+        (lambda h, _: h.update(preset="[" * 100_000), "nested too deeply; is it whole?"),
+        (lambda h, _: h.update(identities="[1, true]"), "garbles 'identities'"),
+        (
+            lambda h, _: h.update(preprocessing=h["preprocessing"].replace("0.485", "0.5")),
+            "prepared in another way: mean is [0.5, 0.456, 0.406], this airnet has [0.485",
+        ),
+        (lambda h, _: h.update(preprocessing=h["preprocessing"].replace("RGB", "BGR")), 'is "BGR'),
     ],
-    ids=["format", "none", "version", "no-preset", "no-ids", "size", "ids", "json"],
+    ids=[
+        "format",
+        "none",
+        "version",
+        "no-preset",
+        "no-ids",
+        "size",
+        "ids",
+        "json",
+        "nested",
+        "true",
+        "mean",
+        "colour",
+    ],
 )
 def test_other_headers_are_refused(tmp_path, good, change, message):
     """What it is instead, or what it lacks."""
@@ -232,10 +256,16 @@ def test_other_headers_are_refused(tmp_path, good, change, message):
         (lambda _, t: t.update(other=torch.ones(1)), "other"),
         (
             lambda _, t: t.update({"heads.I.norm.weight": torch.ones(3)}),
-            "heads.I.norm.weight",
+            "heads.I.norm.weight is float32 (3,) and should be float32 (1280,)",
         ),
+        (
+            lambda _, t: t.update({"heads.I.norm.weight": t["heads.I.norm.weight"].double()}),
+            "heads.I.norm.weight is float64 (1280,) and should be float32 (1280,)",
+        ),
+        (lambda _, t: t["heads.I.norm.weight"].fill_(torch.nan), "NaN or infinity in heads.I.norm"),
+        (lambda _, t: t["heads.I.norm.bias"][7:8].fill_(-torch.inf), "infinity in heads.I.norm.bi"),
     ],
-    ids=["missing", "left-over", "shape"],
+    ids=["missing", "left-over", "shape", "type", "nan", "infinity"],
 )
 def test_tensors_must_fit_exactly(tmp_path, good, change, message):
     """Nothing is dropped silently: the tensor is named."""
@@ -245,6 +275,53 @@ def test_tensors_must_fit_exactly(tmp_path, good, change, message):
     with pytest.raises(CheckpointError, match=re.escape(message)) as raised:
         fill_network(network_of(0, "baseline_abp"), checkpoint)
     assert str(path) in one_line(raised)
+
+
+SPOILT = {
+    "a weight": lambda content: content[:-1000] + bytes([content[-1000] ^ 1]) + content[-999:],
+    "height": lambda content: content.replace(b'height_px\\": 64', b'height_px\\": 68'),
+    "a person": lambda content: content.replace(b"[2, 7, 1500]", b"[2, 3, 1500]"),
+    "a name": lambda content: content.replace(b'"heads.I.norm.bias"', b'"heads.I.norm.bjas"'),
+    "the hash": lambda content: re.sub(b'sha256":"(.)', rb'sha256":"z', content),
+    "a shorter hash": lambda content: re.sub(b'sha256":"..', b'sha256":"', content),
+    "the hash's name": lambda content: content.replace(b'"sha256"', b'"shb256"'),
+    "the hash's name, to a known one": lambda content: content.replace(b'"sha256"', b'"preset"'),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_any_changed_byte_is_noticed(tmp_path, good, name):
+    """In the weights or in what is said about them: it would be another network, silently."""
+    content = good.read_bytes()
+    spoilt = SPOILT[name](content)
+    assert spoilt != content
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(spoilt)
+    with pytest.raises(CheckpointError, match=re.escape(str(path))) as raised:
+        read_checkpoint(path)
+    one_line(raised)
+
+
+def test_a_checkpoint_of_before_the_hash_is_read(tmp_path, good, network):
+    """It has no hash and nothing else that is unknown."""
+    path = tmp_path / "model.safetensors"
+    rewritten(path, good, lambda header, _: header.pop("sha256"))
+    fill_network(network, read_checkpoint(path))
+    rewritten(path, good, lambda header, _: header.update(shb256=header.pop("sha256")))
+    with pytest.raises(CheckpointError, match="was changed or damaged after it was written"):
+        read_checkpoint(path)
+
+
+def test_a_huge_header_is_not_read(tmp_path, good):
+    """Neither one that is said to be huge, nor one that is."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    with pytest.raises(CheckpointError, match="has 10 bytes, and should begin with 4,611,6"):
+        read_checkpoint(path)
+    length = LARGEST_HEADER + 1
+    path.write_bytes(length.to_bytes(8, "little") + b"{}".ljust(length))
+    with pytest.raises(CheckpointError, match="it describes its tensors by 16,777,217 bytes"):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize(
@@ -308,6 +385,51 @@ def test_training_state_without_its_number_of_epochs(tmp_path, network):
     with pytest.raises(CheckpointError, match="finished_epochs") as raised:
         read_training_state(path, network, adam(network))
     assert str(path) in one_line(raised)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _, t: t.update({"optimizer.0.step": torch.ones(2)}), "optimizer.0 does not fit"),
+        (lambda _, t: t.pop("optimizer.0.exp_avg"), "optimizer.0 does not fit the parameter"),
+        (lambda _, t: t.update({"optimizer.9999.step": torch.ones(())}), "optimizer.9999 does not"),
+        (lambda _, t: t.update({"optimizer.x.step": torch.ones(())}), "x.step is no tensor"),
+        (lambda _, t: t["optimizer.0.exp_avg"].fill_(torch.nan), "NaN or infinity in optimizer.0."),
+        (lambda _, t: t.pop("network.heads.A1.norm.bias"), "heads.A1.norm.bias is missing"),
+        (lambda _, t: t.pop("best.heads.A1.norm.bias"), "heads.A1.norm.bias is missing"),
+        (lambda h, _: h.update(finished_epochs="1e999"), "garbles finished_epochs"),
+        (lambda h, _: h.update(best='{"epoch": 1, "mAP": NaN}'), "garbles best"),
+        (lambda h, _: h.update(best='{"epoch": 1}'), "garbles 'mAP'"),
+        (lambda h, _: h.update(best="[1]"), "in its metadata"),
+    ],
+    ids=[
+        "step", "moment", "number", "letter", "nan", "weight", "best", "epochs", "mAP", "no-mAP",
+        "list",
+    ],
+)  # fmt: skip
+def test_a_training_state_that_does_not_fit_is_refused(tmp_path, state_of_best, change, message):
+    """What torch would take, and fail on at the next step, is named; nothing was filled in."""
+    network, good_state = state_of_best
+    path = tmp_path / "state.safetensors"
+    rewritten(path, good_state, change)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(CheckpointError, match=re.escape(message)) as raised:
+        read_training_state(path, network, adam(network))
+    assert str(path) in one_line(raised)
+    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def state_of_best(tmp_path_factory):
+    """A network and a training state of it that has a best epoch."""
+    network = network_of(6, "baseline")
+    optimizer = adam(network)
+    one_step(network, optimizer)
+    weights = {name: t.clone() + 1 for name, t in network.state_dict().items()}
+    path = tmp_path_factory.mktemp("state") / "state.safetensors"
+    best = Best(epoch=4, mAP=0.3, weights=weights)
+    write_training_state(path, network, optimizer, finished_epochs=6, best=best)
+    return network, path
 
 
 def test_best_epoch_travels_in_the_training_state(tmp_path):

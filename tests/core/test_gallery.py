@@ -326,6 +326,17 @@ def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 8)
 
 
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def lengthen(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(bytes(4))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -347,6 +358,12 @@ def cut(path: Path) -> None:
         (edit(flip=None, rows="9"), "lacks or garbles rows, flip"),
         (edit(dtype="int8"), "lacks or garbles dtype"),
         (lambda path: path.with_suffix(".json").write_text("{"), "can't be read"),
+        (edit(normalize_heads=True), "json' was changed after it was written"),
+        (edit(sha256=None), "json' was changed after it was written"),
+        (flip_a_bit, "npy' was changed or damaged after it was written"),
+        (lengthen, "it has 1"),
+        (edit(rows=True), "lacks or garbles rows"),
+        (edit(heads={"A1": [0, 4.0], "I": [4, 6]}), "heads that do not fill 6 dimensions"),
     ],
     ids=[
         "npy missing",
@@ -367,6 +384,12 @@ def cut(path: Path) -> None:
         "types",
         "dtype",
         "json broken",
+        "json changed",
+        "json hash",
+        "npy changed",
+        "npy longer",
+        "true",
+        "half head",
     ],
 )
 def test_a_broken_gallery_is_refused(
@@ -377,6 +400,19 @@ def test_a_broken_gallery_is_refused(
     with pytest.raises(DataError, match=message) as error:
         read_gallery(undisturbed)
     assert "\n" not in str(error.value)
+
+
+def test_a_gallery_of_before_the_hashes_is_read(undisturbed: Path) -> None:
+    """It has neither, and its record may be edited; a record with one of them may not."""
+    side = undisturbed.with_suffix(".json")
+    record = json.loads(side.read_text())
+    del record["npy_sha256"]
+    side.write_text(json.dumps(record))
+    with pytest.raises(DataError, match="was changed after it was written"):
+        read_gallery(undisturbed)
+    del record["sha256"]
+    side.write_text(json.dumps(record))
+    assert len(read_gallery(undisturbed).embeddings) == IMAGES - len(BAD)
 
 
 def test_only_the_npy_is_the_gallery(tmp_path: Path) -> None:

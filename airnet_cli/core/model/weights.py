@@ -3,11 +3,12 @@
 A file loads only if every key of the backbone is in it and every key of it is used, the ImageNet
 classifier and (for a new GC block) the block's own keys excepted. Plain ResNet weights therefore
 never go into an IBN network silently: its 13 mixed norms would be missing. Nothing is unpickled
-but with `weights_only=True`.
+but with `weights_only=True`, after a look at what it would be.
 """
 
 import hashlib
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -18,6 +19,7 @@ import torchvision
 from torch import Tensor
 
 from airnet_cli.core.model.backbone import Backbone, BackboneName
+from airnet_cli.core.model.foreign import check_pth, check_safetensors
 from airnet_cli.errors import WeightsError
 
 _IBN_RELEASE = "https://github.com/XingangPan/IBN-Net/releases/download/v1.0/"
@@ -94,8 +96,8 @@ def load_weights(backbone: Backbone, path: Path) -> WeightsReport:
     A `module.` prefix and a wrapping `state_dict` are stripped.
 
     Raises:
-        WeightsError: no such file, not a weights file, or keys or shapes that do not fit; all are
-        listed.
+        WeightsError: no such file, not a weights file, keys, shapes or types that do not fit (all
+            are listed), NaN or infinity.
     """
     source = _strip(read_state_dict(path))
     targets = _targets(backbone)
@@ -110,9 +112,20 @@ def load_weights(backbone: Backbone, path: Path) -> WeightsReport:
         for key, target in targets.items()
         if key in source and source[key].shape != target.shape
     ]
+    mistyped = [
+        f"{key} {str(source[key].dtype).removeprefix('torch.')}"
+        for key, target in targets.items()
+        # Half or double weights are those of the same network; whole numbers are not.
+        if key in source and source[key].is_floating_point() != target.is_floating_point()
+    ]
     problems = [
         f"{label}: {_shorten(keys)}"
-        for label, keys in (("missing", missing), ("left over", extra), ("wrong shape", misshapen))
+        for label, keys in (
+            ("missing", missing),
+            ("left over", extra),
+            ("wrong shape", misshapen),
+            ("wrong type", mistyped),
+        )
         if keys
     ]
     if problems:
@@ -122,6 +135,9 @@ def load_weights(backbone: Backbone, path: Path) -> WeightsReport:
         raise WeightsError(
             f"weights '{path}' do not fit this backbone{hint}; " + "; ".join(problems)
         )
+    for key, target in targets.items():
+        if key in source and not source[key].to(target.dtype).isfinite().all():
+            raise WeightsError(f"weights '{path}' hold NaN or infinity in {key}; get them anew")
     with torch.no_grad():
         for key, target in targets.items():
             if key in source:
@@ -143,8 +159,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         )
     try:
         if path.suffix == ".safetensors":
+            check_safetensors(path)
             return dict(safetensors.torch.load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        check_pth(path)
+        with warnings.catch_warnings():  # of forms that torch will not read one day
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     # torch's reader raises nearly anything on broken bytes (KeyError, UnicodeDecodeError, ...).
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -156,9 +176,22 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and _is_plain(value) for key, value in content.items()
+    ):
         raise WeightsError(f"weights '{path}' hold no plain dictionary of named tensors")
     return content
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor of numbers in memory: not sparse, not quantized, no mere shape."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_complex()
+    )
 
 
 def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:

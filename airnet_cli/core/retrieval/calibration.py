@@ -11,9 +11,8 @@ those of the data set.
 Letters: Q queries, G gallery rows, D embedding size, S grid points.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from airnet_cli.core.data.records import DISTRACTOR, JUNK
-from airnet_cli.core.files import write_json
+from airnet_cli.core.files import SEAL, is_sealed, read_json, sealed, write_json
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.retrieval.distance import BLOCK_BYTES, product, squared_lengths
 from airnet_cli.errors import CheckpointError, EvaluationError
@@ -334,7 +333,7 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
     Raises:
         OutputError: it can't be written.
     """
-    write_json(path, calibration.to_dict())
+    write_json(path, sealed(calibration.to_dict()))
 
 
 def read_calibration(path: Path) -> Calibration | None:
@@ -344,18 +343,23 @@ def read_calibration(path: Path) -> Calibration | None:
         CheckpointError: it can't be read, or is no calibration.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         if record["format"] != FORMAT or record["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format {record['format']!r}, version {record['format_version']!r}")
+        # One of before has no hash, and nothing else that is unknown.
+        is_whole = is_sealed(record) if SEAL in record else record.keys() <= _KEYS
+        if not is_whole:
+            raise ValueError("it was changed after it was written: its hash is another")
+        flags = {key: record[key] for key in ("camera_filter", "normalize_heads", "flip")}
+        if any(type(flag) is not bool for flag in flags.values()):
+            raise ValueError(f"{', '.join(flags)} must be true or false")
         return Calibration(
             fingerprint=str(record["fingerprint"]),
             data=str(record["data"]),
-            camera_filter=bool(record["camera_filter"]),
             precision=str(record["precision"]),
-            normalize_heads=bool(record["normalize_heads"]),
-            flip=bool(record["flip"]),
             whole=_scores(record["whole"]),
             heads={name: _scores(scores) for name, scores in record["heads"].items()},
+            **flags,
         )
     except FileNotFoundError:
         return None
@@ -366,9 +370,25 @@ def read_calibration(path: Path) -> Calibration | None:
         ) from None
 
 
+_KEYS = {"format", "format_version", *(field.name for field in fields(Calibration))}
+
+
 def _scores(record: Mapping[str, Any]) -> ScoreCalibration:
-    points = tuple(
-        OperatingPoint(**{key: float(value) for key, value in point.items()})
-        for point in record["points"]
-    )
-    return ScoreCalibration(**{**record, "points": points})
+    points = tuple(OperatingPoint(**point) for point in record["points"])
+    scores = ScoreCalibration(**{**record, "points": points})
+    pairs = (scores.same_person_pairs, scores.different_person_pairs)
+    if any(type(count) is not int or count < 1 for count in pairs):
+        raise ValueError(f"pairs {pairs}")
+    rates = [scores.equal_error_rate]
+    rates += [rate for p in points for rate in (p.far, p.false_accept_rate, p.true_accept_rate)]
+    thresholds = [scores.equal_error_threshold, *(point.threshold for point in points)]
+    if not all(_is_number(rate) and 0 <= rate <= 1 for rate in rates):
+        raise ValueError("a rate is not between 0 and 1")
+    # The highest is one step above 1, which no score reaches.
+    if not all(_is_number(each) and -1 <= each <= 1 + 1 / STEPS for each in thresholds):
+        raise ValueError("a threshold is no cosine")
+    return scores
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)

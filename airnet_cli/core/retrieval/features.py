@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from airnet_cli.core.arrays import map_array
 from airnet_cli.errors import DataError
 
 LABEL_COLUMNS = ("person_id", "camera_id")
@@ -48,7 +49,7 @@ def read_features(path: Path) -> LabelledFeatures:
     """
     embeddings = _read_matrix(path)
     table = path.with_suffix(".csv")
-    labels, paths = _read_labels(table, beside=path)  # (N, 2)
+    labels, paths = _read_labels(table, beside=path, rows=len(embeddings))  # (N, 2)
     if len(labels) != len(embeddings):
         raise DataError(
             f"{table} has {len(labels)} rows under its header and {path} has {len(embeddings)}; "
@@ -65,10 +66,10 @@ def read_features(path: Path) -> LabelledFeatures:
 def _read_matrix(path: Path) -> Tensor:
     try:
         # "c" (private) rather than "r": torch warns about memory that it may not write to.
-        matrix = np.lib.format.open_memmap(path, mode="c")
+        matrix = map_array(path, mode="c")
     except FileNotFoundError:
         raise DataError(f"there is no file {path}; give the path of a .npy file") from None
-    except (OSError, ValueError, OverflowError, EOFError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path} can't be read as a NumPy array ({_one_line(error)}); write it again with "
             "numpy.save(path, matrix), a matrix of floats"
@@ -95,20 +96,30 @@ def _read_matrix(path: Path) -> Tensor:
 
 
 def _read_labels(
-    table: Path, *, beside: Path
+    table: Path, *, beside: Path, rows: int
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...] | None]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, strict=True)
-            missing = [name for name in LABEL_COLUMNS if name not in (reader.fieldnames or ())]
+            names = reader.fieldnames or ()
+            twice = [name for name in (*LABEL_COLUMNS, PATH_COLUMN) if list(names).count(name) > 1]
+            if twice:
+                raise DataError(f"{table} has the column {twice[0]} twice; leave one of them out")
+            missing = [name for name in LABEL_COLUMNS if name not in names]
             if missing:
                 raise DataError(
                     f"{table} has no column {' and no column '.join(missing)}; "
                     f"its first line must name the columns, {NAMED_COLUMNS} among them"
                 )
-            paths: list[str] | None = [] if PATH_COLUMN in (reader.fieldnames or ()) else None
-            labels = []
+            paths: list[str] | None = [] if PATH_COLUMN in names else None
+            labels: list[list[int]] = []
             for row in reader:
+                if len(labels) == rows:
+                    raise DataError(
+                        f"{table} has more rows under its header than {beside}, which has {rows}; "
+                        "there must be one row of the table for each row of the matrix, in the "
+                        "same order"
+                    )
                 labels.append(_labels_of(row, f"{table}, line {reader.line_num}"))
                 if paths is not None:
                     paths.append(row[PATH_COLUMN] or "")

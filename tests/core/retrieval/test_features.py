@@ -79,6 +79,11 @@ def saved(matrix) -> bytes:
         pytest.param(saved(np.array([{}], dtype=object)), "can't be read", id="pickled objects"),
         pytest.param(saved(np.ones((3, 4)))[:-8], "can't be read", id="truncated"),
         pytest.param(saved(np.ones((3, 4)))[:20], "can't be read", id="truncated header"),
+        pytest.param(saved(np.ones((3, 4))) + b"x", "has 225 bytes, and 224 go", id="too long"),
+        pytest.param(
+            saved(np.ones((3, 4))).replace(b"(3, 4)", b"(3, 2)"), "and 176 go", id="narrower"
+        ),
+        pytest.param(saved(np.ones((3, 4))).replace(b"'descr'", b"(((((("), "can't", id="header"),
         pytest.param(b"", "can't be read", id="empty file"),
         pytest.param(b"<html>not found</html>", "can't be read", id="a web page"),
         pytest.param(np.array([[1.0], [2], [np.nan]]), "row 2 .from 0. holds NaN", id="NaN"),
@@ -95,9 +100,10 @@ def test_refuses_what_is_no_matrix_of_floats(tmp_path, matrix, message):
     [
         pytest.param(None, "there is no .*Q.csv beside .*Q.npy", id="no table"),
         pytest.param("", "no column person_id and no column camera_id", id="empty table"),
+        pytest.param("camera_id,person_id,camera_id\n1,1,2\n", "camera_id twice", id="twice"),
         pytest.param("person_id,cam\n1,1\n", "no column camera_id", id="column missing"),
         pytest.param("person_id,camera_id\n1,1\n", "Q.csv has 1 rows under", id="too few rows"),
-        pytest.param(LABELS + "3,1\n", "Q.csv has 4 rows under", id="too many rows"),
+        pytest.param(LABELS + "3,1\n", "Q.csv has more rows under", id="too many rows"),
         pytest.param(
             "person_id,camera_id\n1,1\nx2,1\n3,1\n", "line 3: person_id is 'x2'", id="no number"
         ),
