@@ -105,7 +105,7 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON shape."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        return sealed({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)})
 
 
 def calibrate(
@@ -333,7 +333,7 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
     Raises:
         OutputError: it can't be written.
     """
-    write_json(path, sealed(calibration.to_dict()))
+    write_json(path, calibration.to_dict())
 
 
 def read_calibration(path: Path) -> Calibration | None:
