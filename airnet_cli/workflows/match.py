@@ -6,7 +6,6 @@ calibration (`airnet evaluate --calibrate`). Without either there is none, and a
 """
 
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from airnet_cli.core.arrays import map_array
 from airnet_cli.core.checkpoint import model_fingerprint
 from airnet_cli.core.data.sources import list_images
 from airnet_cli.core.drawing import MatchState, RankedMatch, RankedRow, draw_ranked_lists
-from airnet_cli.core.files import replacing, write_rows, write_text
+from airnet_cli.core.files import is_file, replacing, write_rows, write_text
 from airnet_cli.core.gallery import Gallery, read_gallery
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.report import Section, write_report
@@ -505,7 +504,7 @@ def _find_model(
     others = sorted(runs_root.glob(f"*/{CHECKPOINT}"), reverse=True)
     replaced = ""
     for file in [recorded, *others]:
-        if os.path.isfile(file):  # noqa: PTH113  False for names that no system takes
+        if is_file(file):
             fingerprint = model_fingerprint(file)
             if fingerprint == gallery.fingerprint:
                 return find_model(file, runs_root), ""
