@@ -4,9 +4,12 @@
 pairs of cameras, each a cell array of persons x 10 images (1-5 by camera 1, 6-10 by camera 2; empty
 where there is none). HDF5 lists axes in the other order, so everything is read transposed. The
 protocol, `cuhk03_new_protocol_config_{labeled,detected}.mat` (Zhong et al. 2017), is a MATLAB 5
-file. h5py and scipy, which read them, come with the extra `airnet[cuhk03]`.
+file. h5py and scipy, which read them, come with the extra `airnet[cuhk03]`; files made for it crash
+them, so they work in a process of their own.
 """
 
+import importlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from airnet_cli.core.data.images import MAX_PIXELS
 from airnet_cli.core.data.problems import listed
 from airnet_cli.core.data.readers.cuhk03 import FOLDERS, Boxes
 from airnet_cli.core.data.records import ImageRecord, Split
+from airnet_cli.core.processes import Apart
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError
 
@@ -30,6 +35,12 @@ PROTOCOL_SOURCE = "github.com/zhunzhong07/person-re-ranking, folder evaluation/d
 _NAME = re.compile(r"([1-5])_([0-9]{3})_([12])_([0-9]{2})\.png")
 _INDICES: dict[str, Split] = {"train_idx": "train", "query_idx": "query", "gallery_idx": "gallery"}
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+
+MOST_PROTOCOL_BYTES = 16 * 2**20
+"""Of the protocol's file; those that are published have a tenth of one MiB."""
+MOST_ARRAY_BYTES = 3 * MAX_PIXELS
+"""Of an image, and of the list of a pair of cameras."""
+CELLS_AT_A_TIME = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +103,7 @@ def read_protocol(path: Path) -> list[Cell]:
             or one that contradicts itself.
     """
     try:
-        import scipy.io
+        importlib.import_module("scipy.io")
     except ImportError as error:
         raise _not_installed("scipy", path) from error
     advice = f"get {path.name} again from {PROTOCOL_SOURCE}"
@@ -104,16 +115,27 @@ def read_protocol(path: Path) -> list[Cell]:
         )
     if not head.startswith(b"MATLAB 5.0"):
         raise DataError(f"{path} {_what_else(head)}; {advice}")
+    if (size := path.stat().st_size) > MOST_PROTOCOL_BYTES:
+        raise DataError(f"{path} has {size:,} bytes, far more than the protocol; {advice}")
+    with Apart(f"{path} is damaged (it crashes what reads it); {advice}") as helper:
+        return helper.call(load_protocol, path, advice)
+
+
+def load_protocol(path: Path, advice: str) -> list[Cell]:
+    """Read a protocol, in a process that may crash; see `read_protocol`."""
+    import scipy.io
+
     try:
         content = scipy.io.loadmat(path)
     # scipy raises nearly anything on broken bytes (ValueError, TypeError, zlib.error, ...).
     except Exception as error:
-        raise DataError(f"{path} is damaged ({_one_line(error)}); {advice}") from error
+        raise DataError(f"{path} is damaged ({_one_line(error)}); {advice}") from None
     try:
         return _cells(content)
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+    # And its arrays may be of any kind.
+    except Exception as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else _one_line(error)
-        raise DataError(f"{path} is not the new protocol of CUHK03: {what}; {advice}") from error
+        raise DataError(f"{path} is not the new protocol of CUHK03: {what}; {advice}") from None
 
 
 def extract(
@@ -128,47 +150,62 @@ def extract(
         DataError: h5py is missing; `images` is not `cuhk-03.mat`; or the disk is full.
     """
     try:
-        import h5py
+        importlib.import_module("h5py")
     except ImportError as error:
         raise _not_installed("h5py", images) from error
     _check_images_file(images)
     for name in FOLDERS.values():
         (folder / name).mkdir(parents=True, exist_ok=True)
     missing: list[str] = []
+    with Apart(f"{images} is damaged (it crashes what reads it); download it again") as helper:
+        for done in range(0, len(cells), CELLS_AT_A_TIME):
+            progress("extracting", done, len(cells), "images")
+            some = cells[done : done + CELLS_AT_A_TIME]
+            missing += helper.call(extract_some, images, some, folder, boxes)
+        progress("extracting", len(cells), len(cells), "images")
+    return missing
+
+
+def extract_some(images: Path, cells: Sequence[Cell], folder: Path, boxes: Boxes) -> list[str]:
+    """Write some images, in a process that may crash; see `extract`."""
+    import h5py
+
+    missing: list[str] = []
     try:
         with h5py.File(images, "r") as file:
             pairs = _pairs(images, file, boxes)
-            for done, cell in enumerate(cells):
-                if done % 100 == 0:
-                    progress("extracting", done, len(cells), "images")
+            for cell in cells:
                 pixels = _pixels(file, pairs, cell)
                 if pixels is None:
                     missing.append(cell.record.path)
                 else:
                     Image.fromarray(pixels).save(folder / cell.record.path)
-            progress("extracting", len(cells), len(cells), "images")
-    # h5py raises these three too where the file is broken.
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except DataError:
+        raise
+    # h5py raises nearly anything where the file is broken.
+    except Exception as error:
         raise DataError(
             f"can't extract the images of {images}: {_one_line(error)}; "
             "is the disk full, or the file cut off? then download it again"
-        ) from error
+        ) from None
     return missing
 
 
 def _cells(content: dict[str, Any]) -> list[Cell]:
     """Make sense of the protocol's six arrays; KeyError or ValueError where there is none."""
     names = [str(np.asarray(entry).ravel()[0]) for entry in content["filelist"].ravel()]
-    person_ids = content["labels"].ravel().tolist()
-    camera_ids = content["camId"].ravel().tolist()
+    person_ids, camera_ids = _integers(content, "labels"), _integers(content, "camId")
+    if len(set(names)) != len(names):
+        raise ValueError("a name is in filelist twice")
     if not len(names) == len(person_ids) == len(camera_ids):
         raise ValueError(
             f"{len(names)} names, {len(person_ids)} labels and {len(camera_ids)} cameras"
         )
     cells: list[Cell] = []
     split_of: dict[int, Split] = {}
+    person_id_of: dict[tuple[int, int], int] = {}
     for key, split in _INDICES.items():
-        for number in content[key].ravel().tolist():
+        for number in _integers(content, key):
             if not 1 <= number <= len(names):
                 raise ValueError(f"{key} has the number {number} for {len(names)} images")
             if number in split_of:
@@ -183,11 +220,22 @@ def _cells(content: dict[str, Any]) -> list[Cell]:
         pair, person, view, image = (int(part) for part in match.groups())
         if not view == camera_id == (1 if image <= 5 else 2):
             raise ValueError(f"{name} is said to be by camera {camera_id}")
+        if person_id_of.setdefault((pair, person), person_id) != person_id:
+            other = person_id_of[pair, person]
+            raise ValueError(f"{name} is of person {person_id}, other images of {other}")
         record = ImageRecord(
             path=f"{FOLDERS[split]}/{name}", person_id=person_id, camera_id=camera_id, split=split
         )
         cells.append(Cell(record=record, pair=pair - 1, person=person - 1, image=image - 1))
     return cells
+
+
+def _integers(content: dict[str, Any], key: str) -> list[int]:
+    """Read an array of whole numbers, which MATLAB may keep as floats."""
+    values: npt.NDArray[Any] = content[key].ravel()
+    if values.dtype.kind not in "iuf" or not (values == np.trunc(values)).all():
+        raise ValueError(f"{key} has values that are no whole numbers")
+    return [int(value) for value in values]
 
 
 def _check_images_file(path: Path) -> None:
@@ -216,9 +264,9 @@ def _pairs(path: Path, file: Any, boxes: Boxes) -> list[npt.NDArray[Any]]:
             f"{IMAGES_FILE} of CUHK03; download it again"
         )
     pairs: list[npt.NDArray[Any]] = []
-    for reference in np.asarray(file[boxes]).ravel():
-        cell = file[reference][()] if _is_reference(reference) else np.empty(0)
-        if cell.ndim != 2 or not _is_reference(cell.flat[0]):
+    for reference in _array(file[boxes]).ravel():
+        cell = _array(file[reference]) if _is_reference(reference) else np.empty(0)
+        if cell.ndim != 2 or not cell.size or not _is_reference(cell.flat[0]):
             raise DataError(
                 f"'{boxes}' in {path} is no cell array of cell arrays, so it is not {IMAGES_FILE} "
                 "of CUHK03; download it again"
@@ -236,11 +284,25 @@ def _pixels(
     references = pairs[cell.pair]
     if cell.image >= references.shape[0] or cell.person >= references.shape[1]:
         return None
-    pixels: npt.NDArray[Any] = file[references[cell.image, cell.person]][()]
+    pixels = _array(file[references[cell.image, cell.person]])
     # MATLAB writes an empty cell as its size: two numbers.
     if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.dtype != np.uint8 or not pixels.size:
         return None
     return np.ascontiguousarray(pixels.T)  # (3, W, H) -> (H, W, 3)
+
+
+def _array(item: Any) -> npt.NDArray[Any]:
+    """Read what HDF5 holds at a place, unless it is large or lies in another file."""
+    import h5py
+
+    if not isinstance(item, h5py.Dataset) or item.shape is None:
+        raise ValueError(f"{item.name} is no array")
+    if item.external or item.is_virtual:
+        raise ValueError(f"{item.name} lies in another file")
+    values = max(math.prod(item.shape), math.prod(item.chunks or ()))
+    if values * item.dtype.itemsize > MOST_ARRAY_BYTES:
+        raise ValueError(f"{item.name} has {values:,} values, more than any image")
+    return np.asarray(item[()])
 
 
 def _is_reference(value: object) -> bool:

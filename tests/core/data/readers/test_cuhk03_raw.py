@@ -180,6 +180,10 @@ def changed(source: Path, path: Path, **changes: Any) -> None:
                      "40 names, 3 labels and 40 cameras", id="lengths"),
         pytest.param(lambda path, right: changed(right, path, camId=np.ones((40, 1))),
                      "1_001_2_06.png is said to be by camera 1", id="cameras"),
+        pytest.param(lambda path, right: changed(right, path, labels=np.full((40, 1), np.nan)),
+                     "labels has values that are no whole numbers", id="labels"),
+        pytest.param(lambda path, right: changed(right, path, labels=np.arange(1, 41)[:, None]),
+                     r"1_001_1_02.png is of person 2, other images of 1", id="one of two people"),
     ],
 )  # fmt: skip
 def test_files_that_are_not_the_protocol(
