@@ -47,7 +47,7 @@ def dense(pair: Pair, *, k1: int = 20, k2: int = 6, weight: float = 0.3) -> np.n
     values = values / np.linalg.norm(values, axis=1, keepdims=True)
     original = 2 - 2 * values @ values.T
     original = original / original.max(axis=1, keepdims=True)
-    order = np.argsort(original, axis=1, kind="stable")
+    order = np.argsort(original, axis=1).astype(np.int32)
     num_queries, total = len(pair[0]), len(values)
 
     def reciprocal(image: int, k: int) -> np.ndarray:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import EvaluationError
@@ -24,6 +23,9 @@ BLOCK_BYTES = 96 * 2**20
 
 TABLE_CELLS = 2**21
 """Of the table in which the neighbours of a block of pictures are looked up: a cache's size."""
+
+PIECE_CELLS = 2**16
+"""Of the distances that are mixed at a time: a cache's size."""
 
 PIECE_BYTES = 2**20
 """Of the rows that are gathered at a time for single products: a cache's size."""
@@ -59,8 +61,10 @@ class Reranking:
 
 def k_reciprocal_distances(*, queries: Matrix, gallery: Matrix, reranking: Reranking) -> Floats:
     """Return all distances (Q, G) of `k_reciprocal_blocks`: for problems whose matrix is small."""
-    blocks = k_reciprocal_blocks(queries=queries, gallery=gallery, reranking=reranking)
-    return np.concatenate([block.copy() for _, block in blocks])
+    distances = np.empty((len(queries), len(gallery)))
+    for first, block in k_reciprocal_blocks(queries=queries, gallery=gallery, reranking=reranking):
+        distances[first : first + len(block)] = block
+    return distances
 
 
 def k_reciprocal_blocks(
@@ -105,24 +109,26 @@ def k_reciprocal_blocks(
     kept = np.empty((num_queries, num_gallery), features.dtype) if is_kept else None
     near = _neighbours(features, reranking, kept, progress)
     weights = _average(_encode(features, near, reranking), near, reranking.k2)
-    by_neighbour = weights.rows_from(num_queries).transposed()  # (N, G)
+    by_neighbour = weights.rows_between(num_queries, len(features)).transposed()  # (N, G)
 
-    size = max(1, BLOCK_BYTES // (16 * num_gallery))
-    buffer = np.empty((min(size, num_queries), num_gallery))
+    size = max(1, BLOCK_BYTES // (features.itemsize * num_gallery))
+    step = max(1, PIECE_CELLS // num_gallery)
+    buffer = np.empty((min(step, num_queries), num_gallery))
     for first in range(0, num_queries, size):
         last = min(first + size, num_queries)
         cosines = (
             features[first:last] @ features[num_queries:].T if kept is None else kept[first:last]
         )
-        distances = buffer[: last - first]
-        for row, query in enumerate(range(first, last)):  # row by row: each stays in the cache
-            common = _common(weights, by_neighbour, query)  # (G,)
+        for begin in range(first, last, step):
+            end = min(begin + step, last)
+            distances = buffer[: end - begin]
+            common = _common(weights.rows_between(begin, end), by_neighbour)
+            np.subtract(1, np.minimum(cosines[begin - first : end - first], 1), out=distances)
+            distances *= (reranking.original_weight / near.largest[begin:end])[:, None]
             # Jaccard: 1 - common / (2 - common), since both descriptions add up to 1.
-            distances[row] = 1 - np.minimum(cosines[row], 1)
-            distances[row] *= reranking.original_weight / near.largest[query]
-            distances[row] += (1 - reranking.original_weight) * (1 - common / (2 - common))
+            distances += (1 - reranking.original_weight) * (1 - common / (2 - common))
+            yield begin, distances
         progress("re-ranking", last, num_queries, "queries")
-        yield first, distances
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,7 +150,7 @@ class _Sparse:
     starts: Integers
     """(rows + 1,) where each row's cells begin, and where the last one's end."""
     columns: npt.NDArray[np.int32]
-    """(cells,) rising within a row."""
+    """(cells,) in any order within a row."""
     values: Floats
     """(cells,)"""
     num_columns: int
@@ -156,13 +162,13 @@ class _Sparse:
         ends = counts.cumsum()
         return np.arange(ends[-1]) + np.repeat(begin - ends + counts, counts), counts
 
-    def rows_from(self, first: int) -> "_Sparse":
-        """Return the matrix without the rows before `first`."""
-        begin = self.starts[first]
+    def rows_between(self, first: int, last: int) -> "_Sparse":
+        """Return the rows from `first` up to `last` alone."""
+        cells = slice(self.starts[first], self.starts[last])
         return _Sparse(
-            self.starts[first:] - begin,
-            self.columns[begin:],
-            self.values[begin:],
+            self.starts[first : last + 1] - cells.start,
+            self.columns[cells],
+            self.values[cells],
             self.num_columns,
         )
 
@@ -207,53 +213,101 @@ def _neighbours(
     total = len(features)
     looked_at = max(reranking.k1 + 1, reranking.k2)
     k = min(total, looked_at + SPARE)
-    # (N, K) so far; a row has as many as it was compared with, then -inf.
-    best = torch.full((total, k), -torch.inf, dtype=torch.from_numpy(features[:0]).dtype)
-    rows = torch.zeros((total, k), dtype=torch.int32)
+    # (N, K) so far, the nearest first; below 0 where a row was compared with fewer than K.
+    best = np.full((total, k), -np.inf, features.dtype)
+    rows = np.zeros((total, k), np.int32)
     lowest = np.full(total, np.inf, features.dtype)
     size = max(1, min(total // 8 + 1, BLOCK_BYTES // (features.itemsize * total)))
     buffer = np.empty(size * total, features.dtype)
     progress("comparing", 0, total, "pictures")
     for first in range(0, total, size):
         last = min(first + size, total)
-        shape = (last - first, total - first)
-        cosines = buffer[: shape[0] * shape[1]].reshape(shape)  # rows x this one and all later
+        num_rows, num_columns = last - first, total - first
+        cosines = buffer[: num_rows * num_columns].reshape(num_rows, num_columns)
+        block = features[first:last]
         # NumPy's product: on processors that torch's is not made for it takes two thirds the time.
-        np.matmul(features[first:last], features[first:].T, out=cosines)
+        np.matmul(block, block.T, out=cosines[:, :num_rows])  # which it computes one half of
+        np.matmul(block, features[last:].T, out=cosines[:, num_rows:])
         lowest[first:last] = np.minimum(lowest[first:last], cosines.min(axis=1))
-        lowest[last:] = np.minimum(lowest[last:], cosines[:, last - first :].min(axis=0))
+        lowest[last:] = np.minimum(lowest[last:], cosines[:, num_rows:].min(axis=0, initial=1))
         if kept is not None and first < len(kept):
             queries = min(last, len(kept)) - first
             kept[first : first + queries] = cosines[:queries, len(kept) - first :]
         np.fill_diagonal(cosines, 2)  # oneself is never lost
-        block = torch.from_numpy(cosines)
-        _merge(best, rows, slice(first, last), block, first)
-        _merge(best, rows, slice(last, total), block[:, last - first :].T, first)
+        _merge(best[first:last], rows[first:last], cosines, first)
+        _merge(best[last:], rows[last:], cosines[:, num_rows:].T, first)
         progress("comparing", last, total, "pictures")
-    nearest = np.minimum(best.numpy(), 1)  # rounding errors beyond 1 belong to 1
-    order = np.lexsort((rows.numpy(), -nearest))
+    nearest = np.minimum(best, 1)  # rounding errors beyond 1 belong to 1
+    order = np.lexsort((rows, -nearest))
     largest = 1 - lowest.astype(np.float64)
     largest[largest <= 0] = 1
     return _Neighbours(
-        rows=np.take_along_axis(rows.numpy(), order, axis=1),
+        rows=np.take_along_axis(rows, order, axis=1),
         distances=(1 - np.take_along_axis(nearest, order, axis=1).astype(np.float64))
         / largest[:, None],
         largest=largest,
     )
 
 
-def _merge(
-    best: torch.Tensor, rows: torch.Tensor, held: slice, cosines: torch.Tensor, first: int
-) -> None:
-    """Keep the best K of what `held` rows have and of `cosines` with pictures from `first` on."""
-    k = best.shape[1]
-    if not len(cosines):
+def _merge(best: Matrix, rows: npt.NDArray[np.int32], cosines: Matrix, first: int) -> None:
+    """Keep the best K of what rows have (R, K) and of `cosines` (R, C) with pictures from `first`.
+
+    To choose among all cells takes a third as long as to compute them. So one comparison leaves out
+    what is not above the worst that a row has: nearly everything.
+    """
+    if not cosines.size:
         return
-    values, places = cosines.topk(min(k, cosines.shape[1]), dim=1, sorted=False)
-    values = torch.cat([best[held], values], dim=1)
-    places = torch.cat([rows[held], places.to(torch.int32) + first], dim=1)
-    best[held], chosen = values.topk(k, dim=1, sorted=False)
-    rows[held] = places.gather(1, chosen)
+    k = best.shape[1]
+    worst = best[:, -1].copy()
+    if np.isneginf(worst).any():
+        np.maximum(worst, _reached(cosines, k), out=worst)
+    row, column = _cells_above(cosines, worst)
+    counts = np.bincount(row, minlength=len(best))
+    changed = np.flatnonzero(counts)  # (R',)
+    found = counts[changed]
+    width = k + int(found.max(initial=0))
+    # (R', width): what each has, and behind it what it has found.
+    values = np.full((len(changed), width), -np.inf, best.dtype)
+    places = np.zeros(values.shape, np.int32)
+    values[:, :k], places[:, :k] = best[changed], rows[changed]
+    begin = np.arange(len(changed)) * width + k
+    cell = np.arange(len(row)) + np.repeat(begin - (found.cumsum() - found), found)
+    values.ravel()[cell] = cosines[row, column]
+    places.ravel()[cell] = column + first
+    nearest = np.argsort(-values, axis=1, kind="stable")[:, :k]  # of equals the earlier
+    best[changed] = np.take_along_axis(values, nearest, axis=1)
+    rows[changed] = np.take_along_axis(places, nearest, axis=1)
+
+
+def _cells_above(cosines: Matrix, worst: Matrix) -> tuple[Integers, Integers]:
+    """Row and column (P,) of each cell that is above its row's `worst` (R,), row after row."""
+    num_rows, num_columns = cosines.shape
+    is_above = cosines > worst[:, None]  # laid out in memory as `cosines` is
+    if cosines.flags.c_contiguous:
+        cell = np.flatnonzero(is_above)
+    else:
+        cell = np.flatnonzero(is_above.T)
+        column = cell // num_rows
+        cell = (cell - column * num_rows) * num_columns + column
+        cell.sort()
+    row = cell // num_columns
+    return row, cell - row * num_columns
+
+
+def _reached(cosines: Matrix, k: int) -> Matrix:
+    """A bound (R,) just below what `k` cells of each row of `cosines` (R, C) reach, or more."""
+    num_rows, num_columns = cosines.shape
+    if num_columns <= k:
+        return np.full(num_rows, -np.inf, cosines.dtype)
+    parts = min(num_columns, 4 * k)
+    each = num_columns // parts
+    # The k-th largest of the maxima of 4k parts, which a glance at each cell finds.
+    if cosines.flags.c_contiguous:
+        maxima = cosines[:, : each * parts].reshape(num_rows, each, parts).max(axis=1)
+    else:
+        maxima = cosines.T[: each * parts].reshape(each, parts, num_rows).max(axis=0).T
+    bound = np.partition(maxima, parts - k, axis=1)[:, parts - k]
+    return np.nextafter(bound, -np.inf, dtype=cosines.dtype)
 
 
 def _encode(features: Matrix, near: _Neighbours, reranking: Reranking) -> _Sparse:
@@ -285,12 +339,13 @@ def _encode(features: Matrix, near: _Neighbours, reranking: Reranking) -> _Spars
         brings = shared > 2 / 3 * num_half[neighbour]
         is_new = is_offered[brings] & ~known[brings]
         new = (row[brings, None] * total + offered[brings])[is_new]
-        pairs = np.unique(np.concatenate([row * total + neighbour, new]))  # (P,) row, then column
-        row, column = np.divmod(pairs, total)
+        pairs = np.sort(np.concatenate([row * total + neighbour, new]))  # (P,) row, then column
+        is_first = np.concatenate([[True], pairs[1:] != pairs[:-1]])
+        row, column = np.divmod(pairs[is_first], total)
 
         place = table[row, column].astype(np.int64)
         is_listed = place < k
-        distances = np.empty(len(pairs))
+        distances = np.empty(len(row))
         distances[is_listed] = near.distances[first:last][row[is_listed], place[is_listed]]
         rest = ~is_listed
         cosines = _products(features, first + row[rest], column[rest])
@@ -332,37 +387,43 @@ def _average(weights: _Sparse, near: _Neighbours, k2: int) -> _Sparse:
     total = weights.num_columns
     nearest = near.rows[:, :k2]
     k2 = nearest.shape[1]
-    size = max(1, TABLE_CELLS // max(1, k2 * len(weights.columns) // total))
+    size = max(1, TABLE_CELLS // total)
+    # Which number each cell of a block's rows has; what it held before does not matter.
+    table = np.zeros(size * total, np.int32)
     cells, values, counts = [], [], []
     for first in range(0, total, size):
         rows = nearest[first : first + size]  # (B, k2)
         places, lengths = weights.cells_of(rows.ravel())
         row = np.repeat(np.repeat(np.arange(len(rows)), k2), lengths)
-        keys = row * total + weights.columns[places]
-        order = keys.argsort()
-        keys = keys[order]
-        begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-        row, column = np.divmod(keys[begins], total)
+        keys = row * total + weights.columns[places]  # (P,)
+        numbers = np.arange(len(keys), dtype=np.int32)
+        table[keys] = numbers
+        keys_once = keys[table[keys] == numbers]  # row after row: of equal ones the last
+        table[keys_once] = numbers[: len(keys_once)]
+        row, column = np.divmod(keys_once, total)
         cells.append(column.astype(np.int32))
-        values.append(np.add.reduceat(weights.values[places[order]], begins) / k2)
+        values.append(np.bincount(table[keys], weights=weights.values[places]) / k2)
         counts.append(np.bincount(row, minlength=len(rows)))
     return _Sparse(
         _starts(counts), np.concatenate(cells), np.concatenate(values), num_columns=total
     )
 
 
-def _common(weights: _Sparse, by_neighbour: _Sparse, query: int) -> Floats:
-    """How much a query's description shares with each gallery row's (G,): the sum of the minima.
+def _common(weights: _Sparse, by_neighbour: _Sparse) -> Floats:
+    """How much queries' descriptions (B, N) share with the gallery's (B, G): sums of the minima.
 
-    Only gallery rows that stand in the list of one of the query's neighbours are looked at.
+    Only gallery rows that stand in the list of one of a query's neighbours are looked at.
     """
-    cells = slice(weights.starts[query], weights.starts[query + 1])
-    places, lengths = by_neighbour.cells_of(weights.columns[cells])
-    minima = np.minimum(np.repeat(weights.values[cells], lengths), by_neighbour.values[places])
+    num_rows, num_gallery = len(weights.starts) - 1, by_neighbour.num_columns
+    row = np.repeat(np.arange(num_rows), np.diff(weights.starts))
+    places, lengths = by_neighbour.cells_of(weights.columns)
+    minima = np.minimum(np.repeat(weights.values, lengths), by_neighbour.values[places])
     common: Floats = np.bincount(
-        by_neighbour.columns[places], weights=minima, minlength=by_neighbour.num_columns
+        np.repeat(row * num_gallery, lengths) + by_neighbour.columns[places],
+        weights=minima,
+        minlength=num_rows * num_gallery,
     )  # type: ignore[assignment]  # of floats where there are weights
-    return common
+    return common.reshape(num_rows, num_gallery)
 
 
 def _starts(counts: list[npt.NDArray[np.intp]]) -> Integers:

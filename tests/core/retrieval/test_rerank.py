@@ -84,6 +84,7 @@ def test_blocks_are_for_speed_and_memory_only(monkeypatch, size):
     monkeypatch.setattr(rerank, "BLOCK_BYTES", size * 102 * 8)
     monkeypatch.setattr(rerank, "TABLE_CELLS", size * 102)
     monkeypatch.setattr(rerank, "PIECE_BYTES", size)
+    monkeypatch.setattr(rerank, "PIECE_CELLS", size * 102)
     monkeypatch.setattr(rerank, "SPARE", size % 5)
     ours = k_reciprocal_distances(
         queries=given[0], gallery=given[1], reranking=Reranking(k1=6, k2=3)
@@ -145,6 +146,19 @@ def test_a_picture_that_is_there_twice():
         queries=np.ones((1, 4)), gallery=np.ones((30, 4)), reranking=Reranking(original_weight=1)
     )
     np.testing.assert_allclose(same, 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 7, 2**20])
+@pytest.mark.parametrize("seed", range(3))
+def test_of_equally_near_pictures_the_first_is_nearer(monkeypatch, seed, size):
+    """Where more are equally near than are kept, blocks of any size take those of lower index."""
+    random = np.random.default_rng(seed)
+    queries, gallery = (random.choice([-1.0, 1.0], (rows, 16)) for rows in (5, 80))
+    monkeypatch.setattr(rerank, "BLOCK_BYTES", size * 85 * 8)
+    monkeypatch.setattr(rerank, "SPARE", 1)
+    ours = k_reciprocal_distances(queries=queries, gallery=gallery, reranking=Reranking(k1=6, k2=3))
+    expected = reference(queries, gallery, k1=6, k2=3, original_weight=0.3)
+    np.testing.assert_allclose(ours, expected, atol=1e-12)
 
 
 def test_inputs_are_left_as_they_are():
