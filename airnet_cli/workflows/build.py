@@ -134,6 +134,9 @@ def build_trainer(
             _parameter_groups(network, interaction_factor=training.interaction_lr_factor),
             lr=training.learning_rate,
             weight_decay=training.weight_decay,
+            # One kernel a step where launching kernels costs; its roundings are others than those
+            # of the plain one, which CPU runs keep.
+            fused=True if device.type == "cuda" else None,
         ),
         schedule=Schedule(
             shape=training.schedule,

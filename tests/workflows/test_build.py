@@ -211,3 +211,17 @@ def test_people_that_can_not_be_dealt_evenly_are_refused(preset_with, tiny_data_
     message = "the 4 people of a batch can't be dealt evenly to 3 processes; start as many as"
     with pytest.raises(TrainingError, match=message):
         build_trainer(preset, built(preset), manifest, device=torch.device("cpu"), team=Team(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("device", "is_cuda"), [("cpu", False), ("mps", False), ("cuda", True)], ids=str
+)
+def test_what_only_a_cuda_device_gets(
+    preset_with, tiny_data_root: Path, device: str, is_cuda: bool
+) -> None:
+    """Fused Adam and pinned memory; on a CPU the optimizer's roundings stay what they were."""
+    preset = preset_with()
+    manifest = load_prepared(tiny_data_root, "tiny")
+    trainer, _ = build_trainer(preset, built(preset), manifest, device=torch.device(device))
+    assert bool(trainer.optimizer.defaults["fused"]) == is_cuda
+    assert trainer.loader.pin_memory == is_cuda

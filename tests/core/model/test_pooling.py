@@ -33,10 +33,12 @@ def test_global_max_pooling_takes_each_channels_maximum():
     [(3, 16, 4, 2), (2, 8, 1, 1), (1, 5, 3, 7), (1, 2048, 24, 12)],
     ids=["small", "one-position", "odd", "paper"],
 )
-def test_attention_pooling_equals_the_equation_as_printed(shape, assert_near):
-    """Collapsing the positions first gives the vector of eq. (3), to 1e-5."""
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_attention_pooling_equals_the_equation_as_printed(shape, layout, assert_near):
+    """Collapsing the positions first gives the vector of eq. (3), to 1e-5, in either layout."""
     pooling = pooling_of(shape[1])
     features = torch.randn(shape, generator=torch.Generator().manual_seed(1)).relu()
+    features = features.contiguous(memory_format=layout)
     with torch.no_grad():
         expected = literal_equation_3(features, pooling.value.weight.T, pooling.attention.weight.T)
         assert_near(pooling(features), expected, tolerance=1e-5)
