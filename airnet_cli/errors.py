@@ -9,7 +9,7 @@
     ├── EvaluationError   a problem on which no score can be computed
     ├── TrainingError     a training run that can't go on
     ├── OutputError       a file or folder that can't be written
-    └── RuntimeSetupError device or precision that this machine does not have
+    └── RuntimeSetupError device, precision or engine that this machine does not have
 
 Each message is plain text for people: what was wrong, with the value; what would be right; what to
 do. It is one line, whatever file names and cells are quoted in it; a preset or several runs may
@@ -86,4 +86,4 @@ class OutputError(AirnetError):
 
 
 class RuntimeSetupError(AirnetError):
-    """A device or precision that this machine does not have."""
+    """A device, precision or engine that this machine does not have, or that can't be trusted."""

@@ -79,6 +79,46 @@ def tiny_run(tiny_data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return trained.run
 
 
+@pytest.fixture(scope="session")
+def exported_run(untrained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What exporting a copy of `untrained_run` to ONNX, beside its checkpoint, gave."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason=f"needs {name}: pip install 'airnet[onnx]'")
+    import numpy as np
+    from PIL import Image
+
+    from airnet_cli.workflows.export import export
+
+    folder = tmp_path_factory.mktemp("exported")
+    run = folder / "runs" / untrained_run.name
+    shutil.copytree(untrained_run, run)
+    random = np.random.default_rng(5)
+    (folder / "crops").mkdir()
+    for number in range(4):
+        pixels = random.integers(0, 256, (50, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "crops" / f"{number}.png")
+    return export(
+        model=run,
+        runs_root=folder / "runs",
+        kind="onnx",
+        output=None,
+        images=[folder / "crops"],
+        data_root=folder / "data",
+        on_model=lambda _: None,
+        noted=lambda _: None,
+    )
+
+
+@pytest.fixture
+def quick_exporter(exported_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`write_onnx` gives the graph of `exported_run` again: torch's exporter takes many seconds."""
+
+    def copy(path: Path, network: object, description: object) -> None:
+        shutil.copyfile(exported_run.path, path)
+
+    monkeypatch.setattr("airnet_cli.workflows.export.write_onnx", copy)
+
+
 @pytest.fixture
 def write_run(tmp_path: Path) -> Callable[..., Path]:
     """Write the JSON files of a run by hand, under `runs` of the test's folder."""

@@ -11,11 +11,15 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
-    "path", ["pooling", "startup", "train_step", "embed", "match", "rerank", "evaluate"]
+    "path",
+    ["pooling", "startup", "train_step", "embed", "runtimes", "match", "rerank", "evaluate"],
 )
 @pytest.mark.slow
 def test_each_path_is_measured(path):
     """A row has both times, a target and sizes, and the last line is JSON that holds them."""
+    if path == "runtimes":
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(name, reason=f"needs {name}: pip install 'airnet[onnx]'")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--tiny", "--only", path],
         cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False,

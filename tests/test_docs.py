@@ -382,6 +382,21 @@ def test_documented_comparison(write_run):
         assert table["rows"][0]["scores"][name].keys() == {"mean", "std"}
 
 
+def test_documented_export(exported_run):
+    """`export --json` prints the documented keys, and the file has the documented metadata."""
+    import onnx
+
+    assert keys(exported_run.to_dict()) == keys(documented("export"))
+    table = FORMATS.partition("| exported key |")[2].partition("\n\n")[0]
+    named = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row[:32])}
+    metadata = {each.key: each.value for each in onnx.load(exported_run.path).metadata_props}
+    assert {*metadata, "weights_sha256"} == named
+    for name in json.loads(metadata["preprocessing"]):
+        assert f"`{name}`" in table
+    for file in ("model.onnx", "model.xml", "model.bin"):
+        assert f"`{file}`" in FORMATS
+
+
 def test_documented_summary_of_training(features):
     """`train --json` prints the documented keys (those of its scores have a test of their own)."""
     from airnet_cli.workflows.evaluate import evaluate_features

@@ -3,7 +3,9 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -47,6 +49,18 @@ def test_the_library_page_runs(place: Path, capsys: pytest.CaptureFixture[str]) 
         "(2, 1536) one.jpg {'A1': slice(0, 512, None), 'A2': slice(512, 1024, None), "
         "'I': slice(1024, 1536, None)}",
     ]
+
+
+def test_the_page_on_exporting_runs(place: Path, exported_run: Any) -> None:
+    """By the embedder and without airnet: the same vector."""
+    run = Path("runs") / exported_run.model.run.name
+    run.unlink()
+    run.symlink_to(exported_run.model.run)
+    names: dict[str, Any] = {}
+    for block in code_blocks("export.md", "python"):
+        exec(block, names)
+    np.testing.assert_allclose(names["embedding"], names["embeddings"][0], rtol=1e-4, atol=1e-5)
+    assert names["appearance"].shape == (512,)
 
 
 def test_reading_a_gallery_without_airnet(place: Path) -> None:

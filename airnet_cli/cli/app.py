@@ -18,6 +18,7 @@ from airnet_cli.cli import prepare_data
 from airnet_cli.cli.compare import compare
 from airnet_cli.cli.embed import embed
 from airnet_cli.cli.evaluate import evaluate
+from airnet_cli.cli.export import export
 from airnet_cli.cli.match import match
 from airnet_cli.cli.output import note
 from airnet_cli.cli.presets import presets
@@ -119,6 +120,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "embed": embed,
     "match": match,
     "visualize": visualize,
+    "export": export,
     "presets": presets,
 }
 for name, command in _COMMANDS.items():

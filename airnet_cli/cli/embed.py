@@ -11,9 +11,11 @@ from airnet_cli.cli.options import (
     CheckpointOption,
     DataRootOption,
     DeviceOption,
+    ExportedOption,
     JsonOption,
     PrecisionName,
     RunsRootOption,
+    RuntimeOption,
 )
 from airnet_cli.cli.output import note, print_json, print_table, progress_bars
 from airnet_cli.errors import UsageError
@@ -76,6 +78,8 @@ def embed(
     precision: Annotated[
         PrecisionName, typer.Option("--precision", help="Compute in this precision.")
     ] = "fp32",
+    runtime: RuntimeOption = "torch",
+    exported: ExportedOption = None,
     on_bad_image: Annotated[
         Literal["error", "skip"],
         typer.Option(
@@ -115,6 +119,8 @@ def embed(
             workers=workers,
             device=device,
             precision=precision,
+            runtime=runtime,
+            exported=exported,
             on_bad_image=on_bad_image,
             resume=resume,
             on_model=_say_which,

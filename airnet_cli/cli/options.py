@@ -40,6 +40,21 @@ DeviceOption = Annotated[
     typer.Option("--device", help="Compute on this device; auto: the best one that is there."),
 ]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
+RuntimeName = Literal["torch", "onnx", "openvino"]
+RuntimeOption = Annotated[
+    RuntimeName,
+    typer.Option(
+        "--runtime", help="Compute with torch, or with an engine what `airnet export` wrote."
+    ),
+]
+ExportedOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--exported",
+        metavar="FILE",
+        help="With --runtime onnx or openvino: the exported file, if not beside the checkpoint.",
+    ),
+]
 PrecisionOption = Annotated[
     PrecisionName | None,
     typer.Option("--precision", help="Compute in this precision instead of the preset's."),

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,6 +53,43 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_together(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+    """As `replacing`, for files of one folder that belong together and must keep their names.
+
+    They are written into a temporary folder beside them, and put into place in the order of
+    `paths` when the block ends well; a kill between two of them leaves a mixture, which their
+    reader has to notice.
+
+    Raises:
+        OutputError: the system refused.
+    """
+    last = paths[-1]
+    folder: Path | None = None
+    try:
+        last.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{last.name}.", suffix=PART, dir=last.parent))
+        written = tuple(folder / path.name for path in paths)
+        yield written
+        for file in written:
+            file.chmod(0o666 & ~_umask())
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        for file, path in zip(written, paths, strict=True):
+            file.replace(path)
+    except FileExistsError as error:
+        raise OutputError(
+            f"can't write '{last}': '{last.parent}' is a file, not a folder; choose another place"
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"can't write '{last}': {error.strerror or error}; choose another place"
+        ) from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 PART = ".part"
@@ -122,7 +160,7 @@ def remove_parts(folder: Path, name: str = "*") -> None:
     """Remove what writing `name` in `folder` left behind when it was killed; whose holder may."""
     for left in folder.glob(f".{name}.????????{PART}"):  # as `mkstemp` names them
         with contextlib.suppress(OSError):
-            left.unlink()
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,17 @@ from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.processes import naming_the_dead
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import PrecisionName, autocast
+
+
+class Network(Protocol):
+    """What embedding asks of a network: AirNet, or an engine that runs an exported one."""
+
+    @property
+    def head_slices(self) -> dict[str, slice]:
+        """Where each head's vector lies in the embedding."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The embeddings (B, D) of RGB `images` (B, 3, H, W), uint8 or floating point in 0-1."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ def embed_batches(
 
 
 def embed_tensor(
-    network: AirNet,
+    network: Network,
     images: Tensor,
     *,
     device: torch.device,
@@ -84,7 +96,7 @@ def embed_tensor(
     """The embeddings (B, D), float32 on the CPU, of RGB `images` (B, 3, H, W), uint8 or 0-1.
 
     Args:
-        network: in evaluation mode, on `device`.
+        network: in evaluation mode, on `device`; an engine's is the CPU.
         images: of the size that the network was trained on.
         device: where to compute.
         precision: autocast; fp32 changes nothing.

@@ -11,6 +11,7 @@ from airnet_cli.core.checkpoint import library_versions
 from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.data.records import JUNK, Split
 from airnet_cli.core.data.sources import Sources, list_images, relative_to_folder
+from airnet_cli.core.engines import RuntimeName
 from airnet_cli.core.files import holding_output, remove_parts
 from airnet_cli.core.gallery import (
     DTypeName,
@@ -64,7 +65,7 @@ class EmbeddedGallery:
     def to_dict(self) -> dict[str, Any]:
         """The JSON shape of `embed --json` (docs/formats.md)."""
         described = ("rows", "dimensions", "dtype", "fingerprint", "checkpoint", "run", "heads")
-        settings = ("normalize_heads", "flip", "precision", "skipped")
+        settings = ("normalize_heads", "flip", "precision", "runtime", "skipped")
         return {
             "version": JSON_VERSION,
             "gallery": str(self.path),
@@ -98,6 +99,8 @@ def embed(
     on_model: Callable[[Model], None],
     noted: Callable[[str], None],
     progress: Progress = silent,
+    runtime: RuntimeName = "torch",
+    exported: Path | None = None,
 ) -> EmbeddedGallery:
     """Embed all images of `inputs`, or of a split of a prepared data set, into the gallery
     `output`.
@@ -105,14 +108,15 @@ def embed(
     Without `model` the newest finished run under `runs_root`; `on_model` hears which one before
     the work starts. Without `batch_size` that of the preset's evaluation. With `resume` a job that
     was stopped goes on, batch for batch as if it had not been: the files that come out are the
-    same.
+    same. `runtime` is what computes; an engine runs `exported`, or the file beside the checkpoint.
 
     Raises:
         UsageError: `output` is no `.npy` path, or the network lacks one of `heads`.
         DataError: inputs that are missing or broken, an image that can't be read (unless
             `on_bad_image` is "skip"), a job that can't be gone on with or that another process
             does, no room on the disk.
-        CheckpointError: no such run or checkpoint.
+        CheckpointError: no such run, checkpoint or exported file.
+        RuntimeSetupError: this machine lacks the device or the engine.
     """
     if output.suffix != ".npy":
         raise UsageError(f"output '{output}' must end in .npy, as in -o gallery.npy")
@@ -129,6 +133,8 @@ def embed(
         heads=heads,
         flip=flip,
         workers=workers,
+        runtime=runtime,
+        exported=exported,
     )
     # As in `evaluate`: the last digits hang on it, and so do the ranks of near ties.
     embedder.batch_size = batch_size or embedder.preset.evaluation.batch_size
@@ -251,6 +257,7 @@ def _settings(embedder: Embedder) -> dict[str, Any]:
         "heads": list(embedder.heads),
         "flip": embedder.flip,
         "precision": embedder.precision,
+        "runtime": embedder.runtime,
         "batch size": embedder.batch_size,
         "device": embedder.device.type,
         "versions": library_versions(),
@@ -277,5 +284,6 @@ def _record(embedder: Embedder, model: Model) -> dict[str, Any]:
         "normalize_heads": embedder.normalize_heads,
         "flip": embedder.flip,
         "precision": embedder.precision,
+        "runtime": embedder.runtime,
         "versions": library_versions(),
     }

@@ -1,5 +1,6 @@
 """Writing whole or not at all."""
 
+import contextlib
 import json
 import os
 import stat
@@ -15,6 +16,7 @@ from airnet_cli.core.files import (
     parse_json,
     remove_parts,
     replacing,
+    replacing_together,
     write_json,
     write_text,
 )
@@ -210,3 +212,45 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert names(tmp_path) == sorted([*kept, ".b.json.abcd_123.part"])
     remove_parts(tmp_path)
     assert names(tmp_path) == kept
+
+
+def test_files_that_belong_together(tmp_path: Path) -> None:
+    """All of them are put into place when the block ends well, under their own names until then."""
+    paths = (tmp_path / "new" / "a.bin", tmp_path / "new" / "a.xml")
+    with replacing_together(paths) as written:
+        for file, path in zip(written, paths, strict=True):
+            assert file.name == path.name
+            file.write_text(path.suffix)
+        assert not any(path.exists() for path in paths)
+    assert [path.read_text() for path in paths] == [".bin", ".xml"]
+    assert len(list((tmp_path / "new").iterdir())) == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_files_that_belong_together_or_none(tmp_path: Path, error: type[BaseException]) -> None:
+    """Whatever ends the block: the old ones stay, nothing else does."""
+    old = tmp_path / "a.xml"
+    old.write_text("old")
+    with contextlib.suppress(error), replacing_together((tmp_path / "a.bin", old)) as written:
+        for file in written:
+            file.write_text("new")
+        raise error
+    assert old.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_files_that_belong_together_have_no_place(tmp_path: Path) -> None:
+    """The line is that of a single file."""
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "a.xml"
+    with pytest.raises(OutputError, match="can't write"), replacing_together((place,)):
+        pass
+
+
+def test_a_folder_that_was_left_is_removed(tmp_path: Path) -> None:
+    """With what is in it."""
+    left = tmp_path / ".a.xml.abcdefgh.part"
+    left.mkdir()
+    (left / "a.bin").write_text("half")
+    remove_parts(tmp_path, "a.xml")
+    assert list(tmp_path.iterdir()) == []
