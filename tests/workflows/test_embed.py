@@ -287,6 +287,7 @@ def test_json_shape(shop: Path, untrained_run: Path) -> None:
         "normalize_heads",
         "flip",
         "precision",
+        "runtime",
         "skipped",
         "device",
         "images",
