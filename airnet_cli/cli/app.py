@@ -14,7 +14,7 @@ from typing import Annotated, ParamSpec, TypeVar
 import typer
 
 from airnet_cli import __version__
-from airnet_cli.cli import prepare_data
+from airnet_cli.cli import gallery, prepare_data
 from airnet_cli.cli.compare import compare
 from airnet_cli.cli.embed import embed
 from airnet_cli.cli.evaluate import evaluate
@@ -107,10 +107,11 @@ def _options(
 ) -> None: ...
 
 
-_prepare_data = _group(prepare_data.HELP)
-for name, command in prepare_data.COMMANDS.items():
-    _prepare_data.command(name)(reports_errors(command))
-app.add_typer(_prepare_data, name="prepare-data")
+for kind in (prepare_data, gallery):
+    commands = _group(kind.HELP)
+    for name, command in kind.COMMANDS.items():
+        commands.command(name)(reports_errors(command))
+    app.add_typer(commands, name=kind.NAME)
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,

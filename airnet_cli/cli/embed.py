@@ -28,12 +28,13 @@ LISTED = 20
 
 def embed(
     output: Annotated[
-        Path,
+        str,
         typer.Option(
             "--output",
             "-o",
             metavar="GALLERY.npy",
-            help="Write the embeddings here; a .csv (paths) and a .json (model) go beside it.",
+            help="Write the embeddings here; a .csv (paths) and a .json (model) go beside it. Or "
+            "milvus://HOST:PORT/COLLECTION.",
         ),
     ],
     inputs: Annotated[
@@ -135,8 +136,10 @@ def _list_skipped(embedded: "EmbeddedGallery") -> None:
     for image in skipped[:LISTED]:
         note(f"skipped {image['path']}: {image['reason']}")
     if len(skipped) > LISTED:
-        side = embedded.path.with_suffix(".json")
-        note(f"… all {len(skipped):,} that were skipped are listed in {side}")
+        where = "by --json"
+        if isinstance(embedded.path, Path):
+            where = f"in {embedded.path.with_suffix('.json')}"
+        note(f"… all {len(skipped):,} that were skipped are listed {where}")
 
 
 def _show(embedded: "EmbeddedGallery") -> None:

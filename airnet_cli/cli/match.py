@@ -27,9 +27,12 @@ def match(
         ),
     ],
     gallery: Annotated[
-        Path,
+        str,
         typer.Option(
-            "--gallery", "-g", metavar="GALLERY.npy", help="Search this gallery (airnet embed)."
+            "--gallery",
+            "-g",
+            metavar="GALLERY.npy",
+            help="Search this gallery (airnet embed), or milvus://HOST:PORT/COLLECTION.",
         ),
     ],
     top: Annotated[int, typer.Option("-k", "--top", min=1, help="Show so many matches.")] = 10,
@@ -148,11 +151,12 @@ def _show_query(query: "QueryMatches") -> None:
     columns = ["rank", "score"]
     columns += ["distance"] if first.distance is not None else []
     columns += ["verdict"] if first.verdict is not None else []
-    columns += ["row", *first.columns, "path"]
+    columns += [*(["row"] if first.row is not None else []), *first.columns, "path"]
     rows: list[list[str]] = []
     for found in query.matches:
         row = [str(found.rank), f"{found.score:.4f}"]
         row += [f"{found.distance:.4f}"] if found.distance is not None else []
         row += [found.verdict] if found.verdict is not None else []
-        rows.append([*row, str(found.row), *found.columns.values(), str(found.path)])
+        row += [str(found.row)] if found.row is not None else []
+        rows.append([*row, *found.columns.values(), str(found.path)])
     print_table(columns, rows)

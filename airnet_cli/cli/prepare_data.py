@@ -309,6 +309,7 @@ def demo(
     _show(prepared, json=json)
 
 
+NAME = "prepare-data"
 HELP = "Prepare a data set: labels read, every image checked."
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "market1501": market1501,

@@ -24,7 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,9 @@ from airnet_cli.core.files import (
     write_rows,
 )
 from airnet_cli.errors import DataError, OutputError
+
+if TYPE_CHECKING:
+    from airnet_cli.core.milvus import MilvusPlace
 
 FORMAT = "airnet-gallery"
 FORMAT_VERSION = 1
@@ -60,10 +63,13 @@ MOST_COLUMNS = 1000
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """A gallery as read from disk; the embeddings stay there until they are used."""
+    """A gallery as read from disk; the embeddings stay there until they are used.
 
-    path: Path
-    """Of the .npy file."""
+    Or rows of a collection in Milvus, which are in memory.
+    """
+
+    path: "Path | MilvusPlace"
+    """Of the .npy file, or where the collection is."""
     embeddings: npt.NDArray[np.floating[Any]]
     """(N, D) float32 or float16, mapped into memory, read-only."""
     columns: dict[str, tuple[str, ...]]
@@ -90,7 +96,10 @@ class Gallery:
 
     def image_path(self, row: int) -> Path:
         """Where the image of `row` lies, as seen from the current folder."""
-        return Path(os.path.normpath(self.path.parent / self.columns["path"][row]))
+        image = self.columns["path"][row]
+        if isinstance(self.path, Path):
+            image = os.path.normpath(self.path.parent / image)
+        return Path(image)
 
 
 def read_gallery(path: Path) -> Gallery:

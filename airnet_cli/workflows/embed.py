@@ -5,12 +5,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from airnet_cli.core.checkpoint import library_versions
 from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.data.records import JUNK, Split
-from airnet_cli.core.data.sources import Sources, list_images, relative_to_folder
+from airnet_cli.core.data.sources import Sources, list_images, path_key, relative_to_folder
 from airnet_cli.core.files import holding_output, remove_parts
 from airnet_cli.core.gallery import (
     DTypeName,
@@ -19,10 +22,18 @@ from airnet_cli.core.gallery import (
     gallery_files,
     images_of_stopped_job,
 )
+from airnet_cli.core.milvus import (
+    CollectionWriter,
+    MilvusPlace,
+    file_stamp,
+    gallery_place,
+    make_collection,
+)
 from airnet_cli.core.processes import naming_the_dead
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import DeviceName, PrecisionName, has_native_bfloat16
 from airnet_cli.errors import DataError, UsageError
+from airnet_cli.workflows.collection import milvus_token
 from airnet_cli.workflows.embedder import Embedder, OnBadImage
 from airnet_cli.workflows.runs import Model, find_model
 
@@ -44,10 +55,10 @@ class Seconds:
 class EmbeddedGallery:
     """A gallery that was written, and how."""
 
-    path: Path
-    """Of the .npy file."""
+    path: Path | MilvusPlace
+    """Of the .npy file, or where the collection is."""
     record: dict[str, Any]
-    """The .json file beside it."""
+    """The .json file beside it; of a collection, what its description says, and counts."""
     model: Model
     device: str
     images: int
@@ -83,7 +94,7 @@ def embed(
     data_name: str | None,
     split: Split | None,
     data_root: Path,
-    output: Path,
+    output: Path | str,
     model: Path | None,
     runs_root: Path,
     dtype: DTypeName,
@@ -107,15 +118,22 @@ def embed(
     was stopped goes on, batch for batch as if it had not been: the files that come out are the
     same.
 
+    `output` may be milvus://HOST:PORT/COLLECTION: then rows replace those of the same images, and
+    with `resume` the images that have a row, and did not change since, are left out.
+
     Raises:
-        UsageError: `output` is no `.npy` path, or the network lacks one of `heads`.
+        UsageError: `output` is neither a `.npy` path nor a collection, or the network lacks one of
+            `heads`.
         DataError: inputs that are missing or broken, an image that can't be read (unless
             `on_bad_image` is "skip"), a job that can't be gone on with or that another process
             does, no room on the disk.
         CheckpointError: no such run or checkpoint.
     """
-    if output.suffix != ".npy":
-        raise UsageError(f"output '{output}' must end in .npy, as in -o gallery.npy")
+    place = gallery_place(output)
+    if isinstance(place, Path) and place.suffix != ".npy":
+        raise UsageError(f"output '{place}' must end in .npy, as in -o gallery.npy")
+    if isinstance(place, MilvusPlace) and dtype != "float32":
+        raise UsageError(f"--dtype {dtype}: collections in Milvus hold float32; leave it out")
     if data_name is not None and split is not None:
         sources = _prepared(data_root, data_name, split)
     else:
@@ -134,6 +152,11 @@ def embed(
     embedder.batch_size = batch_size or embedder.preset.evaluation.batch_size
     if precision == "bf16" and not has_native_bfloat16(embedder.device):
         noted(f"this {embedder.device.type} has no bfloat16 of its own; fp32 is faster here")
+    if isinstance(place, MilvusPlace):
+        return _embed_into_collection(
+            embedder, sources, found, place, on_bad_image, resume, noted, progress
+        )
+    output = place
     stopped = images_of_stopped_job(output)
     if stopped and not resume:
         noted(
@@ -177,6 +200,68 @@ def embed(
     )
 
 
+def _embed_into_collection(
+    embedder: Embedder,
+    sources: Sources,
+    model: Model,
+    place: MilvusPlace,
+    on_bad_image: OnBadImage,
+    resume: bool,
+    noted: Callable[[str], None],
+    progress: Progress,
+) -> EmbeddedGallery:
+    """Embed into Milvus; others may do so at the same time, each with images of their own."""
+    record = _record(embedder, model)
+    del record["versions"]  # of one job; a collection outlives many
+    collection = make_collection(
+        place,
+        record={
+            **record,
+            "dimensions": embedder.dimensions,
+            "dtype": "float32",
+            "columns": list(sources.columns),
+        },
+        token=milvus_token(),
+    )
+    keys = [path_key(path) for path in sources.paths]
+    missing = list(range(len(keys)))
+    if resume:
+        stamps = collection.stamps(keys)
+        missing = [i for i in missing if stamps.get(keys[i]) != file_stamp(sources.paths[i])]
+    before = len(keys) - len(missing)
+    if before:
+        noted(f"{before:,} of {len(keys):,} images are there already")
+    chosen = Sources(
+        tuple(sources.paths[i] for i in missing),
+        {name: tuple(cells[i] for i in missing) for name, cells in sources.columns.items()},
+    )
+    started = time.perf_counter()
+    writer = CollectionWriter(
+        collection,
+        keys=[keys[i] for i in missing],
+        paths=chosen.paths,
+        columns=chosen.columns,
+    )
+    try:
+        with writer:
+            reading, network = _write_rows(embedder, chosen, writer, on_bad_image, progress)
+    except KeyboardInterrupt:
+        noted(f"{writer.done:,} images are done; go on with the same command and --resume")
+        raise
+    total = time.perf_counter() - started
+    return EmbeddedGallery(
+        path=place,
+        record={**collection.record, "rows": collection.count(), "skipped": writer.skipped},
+        model=model,
+        device=embedder.device.type,
+        images=len(missing),
+        images_before=before,
+        seconds=Seconds(
+            total=total, reading=reading, network=network, writing=total - reading - network
+        ),
+    )
+
+
 @contextlib.contextmanager
 def _alone_with(output: Path) -> Iterator[None]:
     """Hold the gallery while it is written: two processes would spoil each other's rows."""
@@ -191,10 +276,24 @@ def _alone_with(output: Path) -> Iterator[None]:
         yield
 
 
+class _Writer(Protocol):
+    """What takes embedded images, in order."""
+
+    @property
+    def done(self) -> int: ...
+
+    def append(
+        self,
+        indices: Sequence[int],
+        embeddings: npt.NDArray[np.floating[Any]],
+        bad: Sequence[tuple[int, str]] = (),
+    ) -> None: ...
+
+
 def _write_rows(
     embedder: Embedder,
     sources: Sources,
-    writer: GalleryWriter,
+    writer: _Writer,
     on_bad_image: OnBadImage,
     progress: Progress,
 ) -> tuple[float, float]:

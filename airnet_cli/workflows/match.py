@@ -6,7 +6,7 @@ calibration (`airnet evaluate --calibrate`). Without either there is none, and a
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from airnet_cli.core.data.sources import list_images
 from airnet_cli.core.drawing import MatchState, RankedMatch, RankedRow, draw_ranked_lists
 from airnet_cli.core.files import is_file, replacing, write_rows, write_text
 from airnet_cli.core.gallery import Gallery, read_gallery
+from airnet_cli.core.milvus import Collection, MilvusPlace, gallery_place, open_collection
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.report import Section, write_report
 from airnet_cli.core.retrieval.calibration import (
@@ -29,11 +30,12 @@ from airnet_cli.core.retrieval.calibration import (
     calibration_path,
     read_calibration,
 )
-from airnet_cli.core.retrieval.conditions import allowed_rows, parse_condition
+from airnet_cli.core.retrieval.conditions import Condition, allowed_rows, parse_condition
 from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
 from airnet_cli.core.retrieval.search import search
 from airnet_cli.core.runtime import DeviceName
 from airnet_cli.errors import CheckpointError, DataError, UsageError
+from airnet_cli.workflows.collection import milvus_token
 from airnet_cli.workflows.embedder import Embedder
 from airnet_cli.workflows.runs import CHECKPOINT, Model, find_model
 
@@ -62,8 +64,8 @@ class Match:
 
     rank: int
     """From 1."""
-    row: int
-    """Of the gallery's matrix and table, from 0."""
+    row: int | None
+    """Of the gallery's matrix and table, from 0; None in Milvus, whose rows have no order."""
     path: Path
     """The image, as seen from the current folder."""
     score: float
@@ -103,7 +105,7 @@ class Decision:
 class Matching:
     """All matches of a call, and how they were found."""
 
-    gallery: Path
+    gallery: Path | MilvusPlace
     rows: int
     """Rows of the gallery."""
     rows_searched: int
@@ -152,7 +154,7 @@ class Matching:
 def match(
     *,
     queries: Sequence[Path],
-    gallery: Path,
+    gallery: Path | str,
     k: int,
     threshold: float | None,
     far: float | None,
@@ -173,7 +175,7 @@ def match(
 
     Args:
         queries: images, folders, lists or tables of images, `.npy` features; at least one.
-        gallery: the .npy file that `airnet embed` wrote.
+        gallery: what `airnet embed` wrote: a .npy file, or milvus://HOST:PORT/COLLECTION.
         k: matches of each query, from 1.
         threshold: the score from which on it is the same person; None: the calibration's.
         far: the false-accept rate whose calibrated threshold is used; None: `DEFAULT_FAR`.
@@ -201,10 +203,20 @@ def match(
     if threshold is not None and not -1 <= threshold <= 1:
         raise UsageError(f"threshold {threshold:g} is no cosine; give a number from -1 to 1")
     conditions = [parse_condition(text) for text in where]
-    opened = read_gallery(gallery)
-    parts = _choose_parts(opened, heads)
-    allowed = allowed_rows(opened.columns, conditions) if conditions else None
-    rows_searched = len(opened.embeddings) if allowed is None else int(allowed.sum())
+    place = gallery_place(gallery)
+    collection = None
+    allowed = None
+    if isinstance(place, MilvusPlace):
+        collection = open_collection(place, token=milvus_token())
+        opened = collection.gallery
+        parts = _choose_parts(opened, heads)
+        rows, rows_searched = _count(collection, conditions, parts)
+    else:
+        opened = read_gallery(place)
+        parts = _choose_parts(opened, heads)
+        allowed = allowed_rows(opened.columns, conditions) if conditions else None
+        rows = len(opened.embeddings)
+        rows_searched = rows if allowed is None else int(allowed.sum())
     if rerank and rows_searched <= RERANKING.k1:
         raise UsageError(
             f"--rerank looks at {RERANKING.k1} neighbours of each picture, and {rows_searched} "
@@ -226,12 +238,25 @@ def match(
     else:
         decision = Decision(threshold, None, None, None)
 
-    found = _find(
-        embeddings, opened, tuple(parts.values()), allowed, k=k, rerank=rerank, progress=progress
-    )
+    groups: Iterable[tuple[slice, Gallery]] = [(slice(None), opened)]
+    if collection is not None:
+        nearest = max(k, RERANKED) if rerank else k
+        groups = collection.nearest(embeddings, k=nearest, conditions=conditions)
+    lists: list[tuple[Match, ...]] = []
+    for part, near in groups:
+        found = _find(
+            embeddings[part],
+            near,
+            tuple(parts.values()),
+            allowed,
+            k=k,
+            rerank=rerank,
+            progress=progress,
+        )
+        lists += [_matches(near, found, index, decision) for index in range(len(found.rows))]
     matching = Matching(
-        gallery=gallery,
-        rows=len(opened.embeddings),
+        gallery=place,
+        rows=rows,
         rows_searched=rows_searched,
         checkpoint=None if model is None else model.checkpoint,
         fingerprint=opened.fingerprint,
@@ -241,16 +266,38 @@ def match(
         decision=decision,
         notes=tuple(notes),
         queries=tuple(
-            QueryMatches(
-                query=name,
-                image=image,
-                matches=_matches(opened, found, index, decision),
-            )
-            for index, (name, image) in enumerate(given.names)
+            QueryMatches(query=name, image=image, matches=matches)
+            for (name, image), matches in zip(given.names, lists, strict=True)
         ),
     )
     _write_outputs(matching, opened, table=table, picture=picture, page=page)
     return matching
+
+
+def _count(
+    collection: Collection, conditions: Sequence[Condition], parts: dict[str, slice]
+) -> tuple[int, int]:
+    """How many rows there are, and how many fulfil the conditions.
+
+    Raises:
+        UsageError: not all heads are to be compared.
+        DataError: there is no such row.
+    """
+    if len(parts) < len(collection.record["heads"]):
+        raise UsageError(
+            f"--heads: the index of '{collection.place}' compares whole embeddings; embed these "
+            "heads alone (--heads) into a collection of their own"
+        )
+    rows = collection.count()
+    searched = collection.count(conditions) if conditions else rows
+    if not searched:
+        told = f"no row of '{collection.place}' fulfils {' and '.join(map(str, conditions))}"
+        raise DataError(
+            f"{told}; its columns are {', '.join(('path', *collection.columns))}"
+            if rows
+            else f"collection '{collection.place}' is empty; `airnet embed` fills it"
+        )
+    return rows, searched
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -313,7 +360,7 @@ def _matches(
         matches.append(
             Match(
                 rank=place + 1,
-                row=row,
+                row=row if isinstance(gallery.path, Path) else None,
                 path=gallery.image_path(row),
                 score=score,
                 verdict=verdict,
@@ -642,7 +689,8 @@ def _table(matching: Matching, gallery: Gallery) -> str:
     write_rows(text, [["query", "rank", "row", "path", "score", "verdict", *distance, *known]])
     for query in matching.queries:
         for match in query.matches:
-            cells = [query.query, match.rank, match.row, match.path, match.score]
+            row = "" if match.row is None else match.row
+            cells = [query.query, match.rank, row, match.path, match.score]
             cells += [match.verdict or "", *([match.distance] if matching.reranked else [])]
             write_rows(text, [[*cells, *(match.columns[name] for name in known)]])
     return text.getvalue()

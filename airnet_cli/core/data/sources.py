@@ -71,7 +71,7 @@ def list_images(inputs: Sequence[Path], *, must_exist: bool) -> Sources:
     for given in inputs:
         count = len(found)
         for image in _images_of(given, headers):
-            key = _key(image.path)
+            key = path_key(image.path)
             earlier = found.setdefault(key, image)
             if earlier is image:
                 continue
@@ -259,7 +259,7 @@ def _without_detour(path: Path) -> Path:
     return Path(os.path.relpath(Path(os.path.realpath(path.parent)) / path.name))
 
 
-def _key(path: Path) -> str:
+def path_key(path: Path) -> str:
     """What tells files apart, and orders them; links are not resolved."""
     key = Path(os.path.abspath(path)).as_posix()  # noqa: PTH100  absolute() keeps "a/../b"
     try:

@@ -96,18 +96,18 @@ def allowed_rows(
 
 def _comparison(condition: Condition) -> Callable[[str], bool]:
     compare = OPERATORS[condition.operator]
-    number = _number(condition.value)
+    number = parse_number(condition.value)
     if number is None:
         return lambda cell: compare(cell.strip(), condition.value)
 
     def fulfils(cell: str) -> bool:
-        value = _number(cell)
+        value = parse_number(cell)
         return condition.operator == "!=" if value is None else compare(value, number)
 
     return fulfils
 
 
-def _number(text: str) -> int | float | None:
+def parse_number(text: str) -> int | float | None:
     """A plain decimal number; Python compares its integers and floats exactly."""
     text = text.strip()
     if re.fullmatch(r"[+-]?[0-9]{1,400}", text):
