@@ -471,7 +471,8 @@ def expression_of(condition: Condition) -> str:
         raise UsageError(f"condition '{condition}': Milvus has no numbers of this size")
     compared = f"numbers[{name}] {operator} {number!r}"
     # A cell that is no number differs from every number; servers do not agree on that.
-    return f"not exists numbers[{name}] or {compared}" if operator == "!=" else compared
+    # The brackets are needed: `exists` takes in what follows it.
+    return f"({compared}) or (not exists numbers[{name}])" if operator == "!=" else compared
 
 
 @contextlib.contextmanager
