@@ -22,7 +22,7 @@ from airnet_cli.cli.export import export
 from airnet_cli.cli.match import match
 from airnet_cli.cli.output import note
 from airnet_cli.cli.presets import presets
-from airnet_cli.cli.stopping import exit_code, say_stopped, stopping_on_signals
+from airnet_cli.cli.stopping import exit_code, stopping_on_signals, word
 from airnet_cli.cli.train import train
 from airnet_cli.cli.visualize import visualize
 from airnet_cli.errors import AirnetError, UsageError, quoted
@@ -52,7 +52,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
                 note(f"       {line}")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as stop:
-            say_stopped(stop)
+            note(word(stop))
             raise typer.Exit(exit_code(stop)) from None
 
     return reporting

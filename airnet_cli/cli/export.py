@@ -56,7 +56,7 @@ def export(
     runs_root: RunsRootOption = DEFAULT_RUNS_ROOT,
     json: JsonOption = False,
 ) -> None:
-    """Export a network for ONNX Runtime or OpenVINO; refused unless it computes what torch does.
+    """Write a network for ONNX Runtime or OpenVINO, and check it.
 
     Example: airnet export --format onnx
     """

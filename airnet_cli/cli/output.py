@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from airnet_cli.cli.stopping import stop_if_told
 from airnet_cli.errors import printable
 
 if TYPE_CHECKING:
@@ -120,7 +121,12 @@ class ProgressBars:
         self._last_line: dict[str, float] = {}
 
     def __call__(self, stage: str, done: int, total: int | None, unit: str) -> None:
-        """Show that `done` of `total` (None: not known) `unit`s of `stage` are finished."""
+        """Show that `done` of `total` (None: not known) `unit`s of `stage` are finished.
+
+        Raises:
+            Stopped: the command was told to stop, and it was not heard.
+        """
+        stop_if_told()
         now = time.monotonic()
         started = self._started.setdefault(stage, now)
         seconds = now - started

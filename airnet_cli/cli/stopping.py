@@ -3,16 +3,18 @@
 The first signal ends the command as Ctrl-C always has: by a `KeyboardInterrupt`, on which workflows
 leave what is saved as it is and say how to go on. The second one ends the process at once. Either
 way the exit code is 128 + the first signal, as shells have it: 130 or 143.
+
+Python drops what is raised in the finalizer of an object (torch's loader waits for its processes
+in one), so progress raises it again.
 """
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-
-from airnet_cli.cli.output import note
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -36,10 +38,23 @@ def exit_code(stop: KeyboardInterrupt) -> int:
     return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
 
 
-def say_stopped(stop: KeyboardInterrupt) -> None:
-    """One word on stderr."""
-    number = signal.Signals(exit_code(stop) - 128)
-    note(WORDS.get(number, "interrupted"))
+def word(stop: KeyboardInterrupt) -> str:
+    """What is said of it.
+
+    >>> word(KeyboardInterrupt()), word(Stopped(signal.SIGTERM))
+    ('interrupted', 'terminated')
+    """
+    return WORDS[signal.Signals(exit_code(stop) - 128)]
+
+
+_first: list[int] = []
+"""The first signal that was heard in the block that runs."""
+
+
+def stop_if_told() -> None:
+    """Raise `Stopped` again where a signal was heard and the work went on."""
+    if _first:
+        raise Stopped(_first[0])
 
 
 @contextlib.contextmanager
@@ -53,27 +68,35 @@ def stopping_on_signals() -> Iterator[None]:
         yield
         return
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    first: list[int] = []
     own_process = os.getpid()
+    _first.clear()
 
     def stop(number: int, _frame: FrameType | None) -> None:
         if os.getpid() != own_process:  # a forked one, on its way to handlers of its own
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        if first:
-            os._exit(128 + first[0])
-        first.append(number)
+        if _first:
+            os._exit(128 + _first[0])
+        _first.append(number)
         raise Stopped(number)
 
+    show_dropped = sys.unraisablehook
+
+    def drop(dropped: "sys.UnraisableHookArgs") -> None:
+        if dropped.exc_type is not Stopped:  # that one comes again, see `stop_if_told`
+            show_dropped(dropped)
+
     before = {number: signal.signal(number, stop) for number in heard}
+    sys.unraisablehook = drop
     try:
         yield
     except Exception:
-        if first:  # what went wrong in winding up: other processes were told to stop too
-            raise Stopped(first[0]) from None
+        if _first:  # what went wrong in winding up: other processes were told to stop too
+            raise Stopped(_first[0]) from None
         raise
     finally:
-        if not first:  # or else a second signal still finds `stop`, while the process winds up
+        sys.unraisablehook = show_dropped
+        if not _first:  # or else a second signal still finds `stop`, while the process winds up
             for number, handler in before.items():
                 signal.signal(number, handler)

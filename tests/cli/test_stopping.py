@@ -10,7 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from airnet_cli.cli import stopping
 from airnet_cli.cli.app import reports_errors
+from airnet_cli.cli.output import ProgressBars
 from airnet_cli.cli.stopping import SIGNALS
 from airnet_cli.errors import DataError
 
@@ -23,6 +25,7 @@ def handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
+    stopping._first.clear()
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -63,6 +66,26 @@ def test_what_goes_wrong_in_stopping_is_the_stop():
             raise DataError("a process that reads images died")
 
     assert run(command) == (143, "terminated\n")
+
+
+def test_a_signal_that_python_drops_is_heard(capfd):
+    """What is raised in a finalizer is lost; the next report of progress raises it again."""
+    reached = []
+
+    class Waiting:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def command() -> None:
+        waiting = Waiting()
+        del waiting
+        reached.append("on")
+        ProgressBars(None)("reading", 1, 2, "images")
+        reached.append("too far")
+
+    assert run(command) == (143, "terminated\n")
+    assert reached == ["on"]
+    assert capfd.readouterr().err == "", "no words of Python's on what it dropped"
 
 
 def test_handlers_are_put_back():
