@@ -9,11 +9,13 @@ from torch import nn
 from airnet_cli.config.presets import load_preset
 from airnet_cli.config.schema import Evaluation, Model, Preset, Training
 from airnet_cli.core.checkpoint import read_checkpoint, write_checkpoint
+from airnet_cli.core.data.dataset import TrainingLoader
 from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.distributed import Team
 from airnet_cli.core.model.airnet import AirNet, interaction_poolings
 from airnet_cli.core.training import RATE_FACTOR, Trainer
 from airnet_cli.errors import PresetError, TrainingError
+from airnet_cli.workflows import build
 from airnet_cli.workflows.build import build_network, build_trainer, restore_network
 
 
@@ -217,11 +219,18 @@ def test_people_that_can_not_be_dealt_evenly_are_refused(preset_with, tiny_data_
     ("device", "is_cuda"), [("cpu", False), ("mps", False), ("cuda", True)], ids=str
 )
 def test_what_only_a_cuda_device_gets(
-    preset_with, tiny_data_root: Path, device: str, is_cuda: bool
+    monkeypatch, preset_with, tiny_data_root: Path, device: str, is_cuda: bool
 ) -> None:
     """Fused Adam and pinned memory; on a CPU the optimizer's roundings stay what they were."""
+    asked: list[bool] = []
+
+    def loader(*args, pin_memory: bool, **settings) -> TrainingLoader:
+        asked.append(pin_memory)
+        return TrainingLoader(*args, pin_memory=False, **settings)
+
+    monkeypatch.setattr(build, "TrainingLoader", loader)
     preset = preset_with()
     manifest = load_prepared(tiny_data_root, "tiny")
     trainer, _ = build_trainer(preset, built(preset), manifest, device=torch.device(device))
     assert bool(trainer.optimizer.defaults["fused"]) == is_cuda
-    assert trainer.loader.pin_memory == is_cuda
+    assert asked == [is_cuda]
