@@ -43,7 +43,7 @@ lowest:  ## the quick tests with the lowest versions that pyproject.toml allows
 	grep -oE '"[a-z0-9]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' | sort -u > build/lowest.txt
 	$(PYTHON) -m venv build/lowest
 	build/lowest/bin/pip install --quiet --disable-pip-version-check --constraint build/lowest.txt --editable ".[dev]"
-	build/lowest/bin/pytest -m "not slow"
+	build/lowest/bin/pytest -m "not slow" -W ignore::DeprecationWarning
 
 clean:  ## remove .venv, caches and builds; data and runs stay
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
