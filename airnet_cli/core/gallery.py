@@ -32,6 +32,7 @@ import numpy.typing as npt
 from airnet_cli.core.arrays import map_array
 from airnet_cli.core.files import (
     SEAL,
+    is_file,
     is_sealed,
     read_json,
     replacing,
@@ -110,7 +111,7 @@ def read_gallery(path: Path) -> Gallery:
     """
     if path.suffix != ".npy":
         raise DataError(f"'{path}' is not the .npy file of a gallery; give that")
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(
             f"gallery '{path}' does not exist; `airnet embed IMAGES -o {path}` makes it"
         )

@@ -209,9 +209,10 @@ def resume(
     seed_everything(preset.training.seed)
     chosen = choose_device(device)
     with contextlib.ExitStack() as held, joining(chosen) as team:
+        place = team.tell(lambda: held.enter_context(_alone_in(run)))
         return _run(
             preset,
-            lambda: held.enter_context(_alone_in(run)),
+            lambda: place,
             data_root=data_root,
             device=chosen,
             team=team,
