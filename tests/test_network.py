@@ -163,6 +163,7 @@ USES = (
     "match shop/anna/1.png --gallery gallery.npy --html match.html --picture match.png",
     "visualize shop/bert --gradcam --attention --ranking --gallery gallery.npy --html page.html",
     "visualize --curves {run}",
+    "export {run} --format onnx -o network.onnx --images shop/bert",
 )
 """After a training on `tiny`."""
 ASKED_TO_CONNECT = ("gallery delete",)

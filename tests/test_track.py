@@ -107,4 +107,5 @@ def test_the_script(
     said = capsys.readouterr().out
     assert said.startswith("6 frames, ")
     assert said.endswith(f"switches; {picture}\n")
-    assert Image.open(picture).size == (600, 6 * 147)
+    with Image.open(picture) as drawn:
+        assert drawn.size == (600, 6 * 147)
