@@ -9,6 +9,7 @@ import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,13 @@ def exported_run(untrained_run: Path, tmp_path_factory: pytest.TempPathFactory) 
         on_model=lambda _: None,
         noted=lambda _: None,
     )
+
+
+@pytest.fixture(scope="session")
+def needs_openvino() -> None:
+    """Skip where it is missing; found, not imported: importing it reports to its maker."""
+    if find_spec("openvino") is None:
+        pytest.skip("needs openvino: pip install 'airnet[openvino]'")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,10 @@ USES = (
     "export {run} --format onnx -o network.onnx --images shop/bert",
 )
 """After a training on `tiny`."""
+WITH_OPENVINO = (
+    "export {run} --format openvino --images shop/bert",
+    "embed shop -o by-openvino.npy --runtime openvino",
+)
 ASKED_TO_CONNECT = ("gallery delete",)
 """Works on collections in Milvus alone."""
 
@@ -207,7 +212,8 @@ def test_commands_open_no_connection(offline, tiny_data_root, tiny_run, tiny_ove
         "runs": runs,
         "run": runs / tiny_run.name,
     }
-    done = offline.run(*(each.format(**words) for each in USES))
+    uses = USES if find_spec("openvino") is None else (*USES, *WITH_OPENVINO)
+    done = offline.run(*(each.format(**words) for each in uses))
     assert (done.returncode, offline.tried) == (0, ""), done.stderr
 
 

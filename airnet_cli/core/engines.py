@@ -25,6 +25,7 @@ from airnet_cli.core.exported import (
     ExportFormat,
     exported_files,
     file_hash,
+    import_openvino,
     read_description,
 )
 from airnet_cli.core.runtime import PrecisionName
@@ -137,8 +138,7 @@ def _start_onnx(
 def _start_openvino(
     path: Path, precision: PrecisionName, threads: int
 ) -> tuple[Mapping[str, str], _Run]:
-    import openvino
-
+    openvino = import_openvino()
     with path.open("rb") as file:
         if not file.read(100).lstrip().startswith(b"<"):  # or it tries all its other formats, aloud
             raise ValueError("it is no XML")
@@ -178,7 +178,7 @@ def _import_engine(kind: ExportFormat) -> None:
         if kind == "onnx":
             import onnxruntime  # noqa: F401
         else:
-            import openvino  # noqa: F401
+            import_openvino()
     except ImportError as error:
         raise RuntimeSetupError(
             f"runtime '{kind}' needs {error.name}, which is not installed: "

@@ -11,7 +11,9 @@ Letters: B images, H x W pixels, D the length of the embedding.
 """
 
 import hashlib
+import importlib
 import json
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,12 +126,32 @@ def check_exportable(kind: ExportFormat) -> None:
         if kind == "onnx":
             import onnxruntime  # noqa: F401
         else:
-            import openvino  # noqa: F401
+            import_openvino()
     except ImportError as error:
         raise RuntimeSetupError(
             f"exporting to {kind} needs {error.name}, which is not installed: "
             f"pip install 'airnet[{kind}]'"
         ) from None
+
+
+def import_openvino() -> Any:
+    """The module `openvino`, imported without the part of it that reports to its maker.
+
+    Merely importing it sends an event over the network by `openvino_telemetry`, where that is
+    installed. It does without where that is missing, so it is made to look so.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    telemetry = "openvino_telemetry"
+    before = sys.modules.get(telemetry)
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # Python's way to say: not there
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        del sys.modules[telemetry]
+        if before is not None:
+            sys.modules[telemetry] = before
 
 
 def exported_files(path: Path, kind: ExportFormat) -> tuple[Path, ...]:
@@ -171,9 +193,7 @@ def write_openvino(path: Path, onnx_path: Path, description: Description) -> Non
 
     Weights stay float32. Their hash is in the .xml, so that a .bin of another model is noticed.
     """
-    import openvino
-
-    # Not convert_model, which tells its maker that it was used (openvino-telemetry).
+    openvino = import_openvino()
     model = openvino.Core().read_model(str(onnx_path))
     weights = path.with_suffix(".bin")
     for name, text in description.to_metadata().items():

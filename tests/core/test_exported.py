@@ -1,6 +1,8 @@
 """The exported network: the same vectors as torch, and what stands in the file beside the graph."""
 
 import copy
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -158,10 +160,9 @@ def test_the_same_network_is_the_same_file(tiny: tuple[AirNet, Path], tmp_path: 
 
 @pytest.fixture(scope="module")
 def tiny_openvino(
-    tiny: tuple[AirNet, Path], tmp_path_factory: pytest.TempPathFactory
+    needs_openvino: None, tiny: tuple[AirNet, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[AirNet, Path]:
     """The same in OpenVINO's format."""
-    pytest.importorskip("openvino", reason="needs openvino: pip install 'airnet[openvino]'")
     network, graph = tiny
     path = tmp_path_factory.mktemp("exported") / "model.xml"
     write_openvino(path, graph, describe(network))
@@ -178,6 +179,36 @@ def test_openvino_computes_what_torch_does(tiny_openvino: tuple[AirNet, Path]) -
     kept = first.clone()
     engine.embed(255 - pictures(1))
     assert torch.equal(first, kept)
+
+
+IMPORT_OPENVINO = """
+import os
+import subprocess
+import sys
+from airnet_cli.core.exported import import_openvino
+
+def tell(event, arguments):
+    if event in ("socket.getaddrinfo", "socket.connect", "os.fork", "subprocess.Popen"):
+        print(event, arguments)
+
+sys.addaudithook(tell)
+assert import_openvino() is sys.modules["openvino"]
+assert "openvino_telemetry" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_importing_openvino_reports_to_nobody(needs_openvino: None, tmp_path: Path) -> None:
+    """By itself it starts a process that tells its maker, and keeps a number in the home folder."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_OPENVINO],
+        env=os.environ | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_openvino_in_bfloat16(tiny_openvino: tuple[AirNet, Path]) -> None:

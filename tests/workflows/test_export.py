@@ -97,9 +97,8 @@ def test_the_embedder_by_onnx(
     assert cosines(plain(paths), quick(paths)).min() > 0.9999
 
 
-def test_openvino(exporting: Exporting, run: Path, crops: Path) -> None:
+def test_openvino(needs_openvino: None, exporting: Exporting, run: Path, crops: Path) -> None:
     """Two files, nothing of the ONNX graph; the same vectors, in float32."""
-    pytest.importorskip("openvino", reason="needs openvino: pip install 'airnet[openvino]'")
     exported = exporting(kind="openvino")
     assert [path.name for path in exported.files] == ["model.bin", "model.xml"]
     assert names_in(run) == {
