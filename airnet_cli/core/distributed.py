@@ -23,11 +23,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket, PrefixStore, TCPStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from airnet_cli.errors import RuntimeSetupError, TrainingError
 
 T = TypeVar("T")
+
+CONNECT = timedelta(seconds=30)
+"""How long gloo may take to connect; they start within seconds of each other."""
+CONNECT_ATTEMPTS = 5
 
 PATIENCE = timedelta(hours=12)
 """How long a process waits for another: the first one scores while the others wait. Of a process
@@ -117,11 +122,52 @@ def joining(device: torch.device) -> Iterator[Team]:
         return
     _take_device(device)
     with naming_the_lost():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        _connect("nccl" if device.type == "cuda" else "gloo")
         try:
             yield Team(dist.get_rank(), dist.get_world_size())
         finally:
             dist.destroy_process_group()
+
+
+def _connect(backend: str) -> None:
+    """Make the team's process group.
+
+    Processes that torchrun started again now and then wait for each other without end while gloo
+    connects them: both in `Pair::waitUntilConnected`, with no connection between them. So gloo gets
+    `CONNECT` only, the team tells each other in torchrun's store how it went, and all try again
+    where one failed.
+    """
+    if backend != "gloo":  # NCCL connects when it is first used
+        dist.init_process_group(backend, timeout=PATIENCE)
+        return
+    store, member, size = next(rendezvous("env://", timeout=PATIENCE))
+    for attempt in range(CONNECT_ATTEMPTS):
+        failure: RuntimeError | None = None
+        # torch names the group's place in the store by how many groups this process tried to make.
+        dist.distributed_c10d._world.group_count = 0
+        try:
+            place = PrefixStore(f"connect {attempt}", store)
+            dist.init_process_group(
+                backend, store=place, rank=member, world_size=size, timeout=CONNECT
+            )
+        except RuntimeError as error:
+            failure = error
+        store.set(f"connected {attempt} {member}", "no" if failure else "yes")
+        keys = [f"connected {attempt} {each}" for each in range(size)]
+        store.wait(keys, PATIENCE)
+        if all(store.get(key) == b"yes" for key in keys):
+            _set_timeout(PATIENCE)
+            return
+        if failure is None:
+            dist.destroy_process_group()
+    raise failure or RuntimeError("gloo connected some of the processes and not all of them")
+
+
+def _set_timeout(timeout: timedelta) -> None:
+    if hasattr(dist, "set_timeout"):
+        dist.set_timeout(timeout)
+    else:  # torch before 2.13
+        dist.distributed_c10d._set_pg_timeout(timeout)
 
 
 def _take_device(device: torch.device) -> None:

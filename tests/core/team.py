@@ -2,9 +2,10 @@
 
     python team.py FOLDER SIZE
 
-reads FOLDER/task.json (`paths`, `person_ids`, `cases`: options of `train` by name) and forks SIZE
-processes that join as torchrun's would. Each writes, for each case, what it saw of the training
-into FOLDER/CASE-MEMBER.json, and the first one its weights into FOLDER/CASE.safetensors.
+reads FOLDER/task.json (`paths`, `person_ids`, `cases`: options of `train` by name, `unconnected`: a
+member that fails to connect at first, or null) and forks SIZE processes that join as torchrun's
+would. Each writes, for each case, what it saw of the training into FOLDER/CASE-MEMBER.json, and the
+first one its weights into FOLDER/CASE.safetensors.
 """
 
 import contextlib
@@ -12,13 +13,17 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 
+from airnet_cli.core import distributed
 from airnet_cli.core.averaging import WeightAverage
 from airnet_cli.core.data.dataset import ImageDataset, TrainingLoader
 from airnet_cli.core.data.sampler import BatchShare, IdentitySampler
@@ -144,6 +149,20 @@ def train(
     return reports, weights
 
 
+def fail_once_to_connect(is_me: bool) -> None:
+    """The first attempt: one member gives up, the others wait for it until their time is over."""
+    distributed.CONNECT = timedelta(seconds=2)
+    connect, waited = dist.init_process_group, []
+
+    def once_in_vain(*arguments: object, **options: object) -> None:
+        if is_me and not waited:
+            waited.append(True)
+            raise RuntimeError("gloo: connecting took too long")
+        connect(*arguments, **options)
+
+    dist.init_process_group = once_in_vain
+
+
 def be_a_member(folder: Path, member: int, size: int, port: int) -> None:
     os.environ |= {
         "TORCHELASTIC_RUN_ID": "test",
@@ -155,12 +174,16 @@ def be_a_member(folder: Path, member: int, size: int, port: int) -> None:
         "LOCAL_WORLD_SIZE": str(size),
     }
     task = json.loads((folder / "task.json").read_text())
+    if task["unconnected"] is not None:
+        fail_once_to_connect(task["unconnected"] == member)
     try:
         with joining(CPU) as team:
             assert team == Team(member, size)
             for name, options in task["cases"].items():
                 if options.pop("lost", False) and not team.leads:
                     os._exit(9)
+                if options.pop("late", False) and not team.leads:
+                    time.sleep(2 * distributed.CONNECT.total_seconds())
                 reports, weights = train(task["paths"], task["person_ids"], team, **options)
                 (folder / f"{name}-{member}.json").write_text(json.dumps(reports))
                 if team.leads:

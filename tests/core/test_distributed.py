@@ -64,9 +64,14 @@ def run_team(crops, tmp_path_factory) -> Callable[..., Path]:
     """Trains `cases` as a team of two; the folder of what came out."""
     paths, person_ids = crops
 
-    def run(cases: dict[str, dict[str, Any]]) -> Path:
+    def run(cases: dict[str, dict[str, Any]], *, unconnected: int | None = None) -> Path:
         folder = tmp_path_factory.mktemp("team")
-        task = {"paths": [str(path) for path in paths], "person_ids": person_ids, "cases": cases}
+        task = {
+            "paths": [str(path) for path in paths],
+            "person_ids": person_ids,
+            "cases": cases,
+            "unconnected": unconnected,
+        }
         (folder / "task.json").write_text(json.dumps(task))
         environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(TEAM), str(folder), "2"]
@@ -115,6 +120,16 @@ def test_a_lost_process_is_one_line_for_the_others(run_team):
     assert json.loads((folder / "codes.json").read_text()) == [0, 9]
     said = (folder / "error-0.txt").read_text()
     assert said.startswith("another process of this training ended")
+
+
+@needs_fork
+@pytest.mark.parametrize("unconnected", [0, 1])
+def test_what_fails_to_connect_is_tried_again_by_all(run_team, unconnected):
+    """One member gives up at first; and once connected, they wait for each other for longer."""
+    folder = run_team({"any": {"late": True}}, unconnected=unconnected)
+    assert json.loads((folder / "codes.json").read_text()) == [0, 0]
+    first, second = (json.loads((folder / f"any-{member}.json").read_text()) for member in (0, 1))
+    assert first == second
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch):

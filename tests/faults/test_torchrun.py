@@ -49,11 +49,6 @@ def lines_of(runs_root: Path) -> list[dict]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
-@pytest.mark.skipif(
-    "AIRNET_KILLS" not in os.environ,
-    reason="in make soak only: processes that torchrun starts again now and then wait for each "
-    "other without end while gloo connects them",
-)
 @pytest.mark.parametrize("member", [0, 1], ids=["the first", "another"])
 def test_a_killed_process_is_started_again_and_the_run_goes_on(
     member, tiny_data_root, tiny_overrides, tmp_path
