@@ -21,7 +21,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,6 +41,7 @@ from airnet_cli.core.files import (
     write_json,
     write_rows,
 )
+from airnet_cli.core.joined import JoinedRows
 from airnet_cli.errors import DataError, OutputError
 
 if TYPE_CHECKING:
@@ -61,17 +62,30 @@ larger one only the length is, as searching it takes hardly longer than hashing 
 MOST_COLUMNS = 1000
 """Of the table: its cells are all in memory."""
 
+MUST_AGREE = (
+    "fingerprint",
+    "heads",
+    "dimensions",
+    "flip",
+    "normalize_heads",
+    "preprocessing",
+    "precision",
+    "dtype",
+)
+"""What rows that are compared with one query have in common; causes before what follows."""
+
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
     """A gallery as read from disk; the embeddings stay there until they are used.
 
-    Or rows of a collection in Milvus, which are in memory.
+    One file, or a folder of segments (`segments.py`); or rows of a collection in Milvus, which are
+    in memory.
     """
 
     path: "Path | MilvusPlace"
-    """Of the .npy file, or where the collection is."""
-    embeddings: npt.NDArray[np.floating[Any]]
+    """Of the .npy file or the folder of segments, or where the collection is."""
+    embeddings: npt.NDArray[np.floating[Any]] | JoinedRows
     """(N, D) float32 or float16, mapped into memory, read-only."""
     columns: dict[str, tuple[str, ...]]
     """The table: N texts for `path` and for each further column."""
@@ -99,7 +113,8 @@ class Gallery:
         """Where the image of `row` lies, as seen from the current folder."""
         image = self.columns["path"][row]
         if isinstance(self.path, Path):
-            image = os.path.normpath(self.path.parent / image)
+            folder = self.path if "segments" in self.record else self.path.parent
+            image = os.path.normpath(folder / image)
         return Path(image)
 
 
@@ -115,13 +130,18 @@ def read_gallery(path: Path) -> Gallery:
         raise DataError(
             f"gallery '{path}' does not exist; `airnet embed IMAGES -o {path}` makes it"
         )
-    record, heads = _read_record(path)
+    record, heads = read_record(path)
     embeddings = _map(path, record)
-    columns = _read_table(path.with_suffix(".csv"), record)
+    columns = read_table(path.with_suffix(".csv"), record)
     return Gallery(path=path, embeddings=embeddings, columns=columns, heads=heads, record=record)
 
 
-def _read_record(path: Path) -> tuple[dict[str, Any], dict[str, slice]]:
+def read_record(path: Path) -> tuple[dict[str, Any], dict[str, slice]]:
+    """The record beside the gallery `path` (its .npy file), and its heads.
+
+    Raises:
+        DataError: it is missing or broken.
+    """
     side = path.with_suffix(".json")
     try:
         record = read_json(side)
@@ -153,16 +173,8 @@ def _read_record(path: Path) -> tuple[dict[str, Any], dict[str, slice]]:
     wrong = [key for key, kind in kinds.items() if type(record.get(key)) is not kind]
     if wrong or record["dtype"] not in DTYPES:
         raise DataError(f"'{side}' lacks or garbles {', '.join(wrong) or 'dtype'}; {AGAIN}")
-    heads: dict[str, slice] = {}
-    end = 0
-    for name, part in record["heads"].items():
-        is_pair = isinstance(part, list) and [type(each) for each in part] == [int, int]
-        if not is_pair or part[0] != end or part[1] <= end:
-            end = -1
-            break
-        heads[name] = slice(*part)
-        end = part[1]
-    if not heads or end != record["dimensions"]:
+    heads = heads_of(record)
+    if heads is None:
         raise DataError(
             f"'{side}' has heads that do not fill {record['dimensions']} dimensions; {AGAIN}"
         )
@@ -172,6 +184,19 @@ def _read_record(path: Path) -> tuple[dict[str, Any], dict[str, slice]]:
             f"'{side}' was changed after it was written, so that it may be of other rows; {AGAIN}"
         )
     return record, heads
+
+
+def heads_of(record: Mapping[str, Any]) -> dict[str, slice] | None:
+    """The heads that a record names; None where they do not fill its `dimensions`, in order."""
+    heads: dict[str, slice] = {}
+    end = 0
+    for name, part in record["heads"].items():
+        is_pair = isinstance(part, list) and [type(each) for each in part] == [int, int]
+        if not is_pair or part[0] != end or part[1] <= end:
+            return None
+        heads[name] = slice(*part)
+        end = part[1]
+    return heads if heads and end == record["dimensions"] else None
 
 
 def _map(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.floating[Any]]:
@@ -198,7 +223,12 @@ def _map(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.floating[Any]]
     return embeddings
 
 
-def _read_table(table: Path, record: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def read_table(table: Path, record: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The columns of a gallery's .csv file, in step with its record.
+
+    Raises:
+        DataError: it is missing, broken, or another than the one of the record.
+    """
     try:
         content = table.read_bytes()
         lines = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
@@ -396,23 +426,25 @@ class GalleryWriter:
 
     def sync(self) -> None:
         """Bring what was done to disk: rows first, then the journal that counts them."""
-        state = self._state
         if isinstance(self._rows, np.memmap):
             self._rows.flush()
         self._rows = np.lib.format.open_memmap(self._part, mode="r+")
-        journal = {
-            "job": self._job,
-            "done": state.done,
-            "rows": state.rows,
-            "skipped": state.skipped,
-            "files": state.files,
-        }
-        write_json(self._journal, journal)
-        self._synced = state
+        self._write_journal()
+        self._synced = self._state
         self._last_sync = time.monotonic()
 
-    def finish(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def finish(
+        self,
+        record: Mapping[str, Any],
+        *,
+        published: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> dict[str, Any]:
         """Put the three files into their places; the complete record, as in the .json file.
+
+        Args:
+            record: what made the rows.
+            published: called with the complete record when the files are in their places, and the
+                job can still be gone on with if that fails.
 
         Raises:
             DataError: no image could be read, or the files can't be written.
@@ -429,6 +461,7 @@ class GalleryWriter:
             self._rows = None
             self._cut()
             npy_sha256 = _file_digest(self._part)
+            self._write_journal(npy_sha256)
             with replacing(self.path.with_suffix(".csv")) as table:
                 csv_sha256 = self._write_table(table)
                 # Until the new record stands there is none: never one that vouches for other files.
@@ -448,10 +481,24 @@ class GalleryWriter:
             # As JSON has it: the record is the same when it is read.
             complete = sealed(json.loads(json.dumps(complete)))
             write_json(self._record, complete)
+            published(complete)
             self._journal.unlink()
         except (OSError, OutputError) as error:
             raise self._cant_write(error) from None
         return complete
+
+    def _write_journal(self, npy_sha256: str | None = None) -> None:
+        """Write how far the job is; of a matrix that is finished, its hash."""
+        state = self._state
+        journal = {
+            "job": self._job,
+            "done": state.done,
+            "rows": state.rows,
+            "skipped": state.skipped,
+            "files": state.files,
+            "npy_sha256": npy_sha256,
+        }
+        write_json(self._journal, journal)
 
     def _cant_write(self, error: OSError | OutputError) -> DataError:
         return DataError(
@@ -501,8 +548,11 @@ class GalleryWriter:
                 f"of the {state.done:,} images that were embedded for '{self.path}', some were "
                 f"changed since; {again}"
             )
-        if state.done == self._shape[0] and not self._part.exists() and not self._record.exists():
-            self.path.replace(self._part)  # killed amid the renaming of `finish`
+        finished = journal.get("npy_sha256")  # then it was killed while it put files in place
+        is_placed = bool(finished) and not self._part.exists() and is_file(self.path)
+        if is_placed and _file_digest(self.path) == finished:
+            self._record.unlink(missing_ok=True)
+            self.path.replace(self._part)
         if not self._part.exists():
             raise DataError(f"'{self._part}' is gone; {again}")
         self._state = state

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from airnet_cli.core.gallery import FORMAT, FORMAT_VERSION, Gallery
+from airnet_cli.core.gallery import MUST_AGREE as ALIKE
 from airnet_cli.core.retrieval.conditions import Condition, parse_number
 from airnet_cli.errors import CheckpointError, DataError, RuntimeSetupError, UsageError
 
@@ -52,18 +53,8 @@ MOST_ASKED = 16_384
 WIDTH_OF_SEARCH = {"HNSW": "ef", "DISKANN": "search_list"}
 """Indexes that must be told to look at as many rows as they are to find, and how."""
 
-MUST_AGREE = (
-    "fingerprint",
-    "heads",
-    "dimensions",
-    "flip",
-    "normalize_heads",
-    "preprocessing",
-    "precision",
-    "dtype",
-    "columns",
-)
-"""What all rows of a collection have in common; causes before what follows from them."""
+MUST_AGREE = (*ALIKE, "columns")
+"""What all rows of a collection have in common."""
 
 
 @dataclass(frozen=True, slots=True)

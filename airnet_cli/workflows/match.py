@@ -422,7 +422,7 @@ class _Queries:
     def _add_features(self, path: Path) -> None:
         if path.with_suffix(".json").is_file():
             record = read_gallery(path)
-            matrix = record.embeddings
+            matrix = np.asarray(record.embeddings)  # of one file: still on disk
             images = [record.image_path(row) for row in range(len(matrix))]
             self.names += [(str(image), image) for image in images]
         else:

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from airnet_cli.core.joined import JoinedRows
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError
 
@@ -65,7 +66,7 @@ class SearchResult:
 def search(
     *,
     queries: Matrix,
-    gallery_embeddings: Matrix,
+    gallery_embeddings: Matrix | JoinedRows,
     k: int,
     allowed: npt.NDArray[np.bool_] | None = None,
     parts: Sequence[slice] = (slice(None),),
@@ -134,7 +135,7 @@ def _compare(
 ) -> None:
     """Put the cosines of all queries with `rows` (B,) into `cosines` (Q, B)."""
     few = len(cosines) <= FEW_QUERIES
-    piece = max(1, PIECE_BYTES * (1 if few else 8) // (4 * reader.matrix.shape[1]))
+    piece = max(1, PIECE_BYTES * (1 if few else 8) // (4 * reader.width))
     for begin in range(0, len(rows), piece):
         near, here = rows[begin : begin + piece], cosines[:, begin : begin + piece]  # (Q, R)
         values = reader.take(near)  # (R, D) float32
@@ -157,7 +158,12 @@ class _Best:
     """
 
     def __init__(
-        self, queries: Matrix, gallery: Matrix, parts: Sequence[tuple[slice, slice]], *, k: int
+        self,
+        queries: Matrix,
+        gallery: Matrix | JoinedRows,
+        parts: Sequence[tuple[slice, slice]],
+        *,
+        k: int,
     ) -> None:
         self.queries = queries
         self.reader = _Reader(gallery)
@@ -304,10 +310,15 @@ ALONE = 2**15 - 1
 class _Reader:
     """Rows of a matrix as float32; each thread has its own."""
 
-    def __init__(self, matrix: Matrix) -> None:
+    def __init__(self, matrix: Matrix | JoinedRows, room: "_Room | None" = None) -> None:
+        self.width = matrix.shape[1]
+        self.room = room or _Room(self.width)
+        self.joined: JoinedRows | None = None
+        if isinstance(matrix, JoinedRows):
+            shared = _Room(self.width)  # one after the other is read, and copied where it must be
+            self.joined, self.parts = matrix, [_Reader(part, shared) for part in matrix.parts]
+            return
         self.matrix = np.asarray(matrix)
-        # Kept: a new array of this size is taken from the system and cleared, page by page.
-        self.buffer = np.empty((0, matrix.shape[1]), np.float32)
         self.half: torch.Tensor | None = None
         if matrix.dtype == np.float16:  # torch makes float32 of it ten times as fast as NumPy
             with warnings.catch_warnings():  # that the map can't be written to: nobody does
@@ -316,23 +327,45 @@ class _Reader:
 
     def take(self, rows: Rows) -> npt.NDArray[np.float32]:
         """Return `rows` (R, D), valid until the next call: a view where the matrix allows it."""
+        if self.joined is not None:
+            return self._take_joined(self.joined, rows)
         first, last = int(rows[0]), int(rows[-1])
         is_adjacent = last - first + 1 == len(rows) and bool((np.diff(rows) == 1).all())
         adjacent = slice(first, last + 1)
         is_single = self.matrix.dtype == np.float32
         if self.half is None and (is_adjacent or not is_single):
             return np.asarray(self.matrix[adjacent if is_adjacent else rows], dtype=np.float32)
-        if len(self.buffer) < len(rows):
-            self.buffer = np.empty((len(rows), self.matrix.shape[1]), np.float32)
-        values = self.buffer[: len(rows)]
+        values = self.room.take(len(rows))
         if self.half is None:
             np.take(self.matrix, rows, axis=0, out=values, mode="clip")  # "raise" takes a copy
             return values
         taken = self.half[adjacent] if is_adjacent else self.half[torch.from_numpy(rows)]
-        target, step = torch.from_numpy(values), max(1, ALONE // self.matrix.shape[1])
+        target, step = torch.from_numpy(values), max(1, ALONE // self.width)
         for begin in range(0, len(rows), step):
             target[begin : begin + step].copy_(taken[begin : begin + step])
         return values
+
+    def _take_joined(self, joined: JoinedRows, rows: Rows) -> npt.NDArray[np.float32]:
+        values = self.room.take(len(rows))
+        for part, span, inside in joined.spans(rows):
+            taken = self.parts[part].take(inside)
+            if len(taken) == len(rows):
+                return taken
+            values[span] = taken
+        return values
+
+
+class _Room:
+    """Kept: a new array of this size is taken from the system and cleared, page by page."""
+
+    def __init__(self, width: int) -> None:
+        self._values = np.empty((0, width), np.float32)
+
+    def take(self, count: int) -> npt.NDArray[np.float32]:
+        """`count` rows of it, with whatever is in them."""
+        if len(self._values) < count:
+            self._values = np.empty((count, self._values.shape[1]), np.float32)
+        return self._values[:count]
 
 
 def _places(parts: Sequence[slice], width: int) -> Iterator[tuple[slice, slice]]:
