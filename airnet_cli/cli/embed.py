@@ -35,8 +35,8 @@ def embed(
             "--output",
             "-o",
             metavar="GALLERY.npy",
-            help="Write the embeddings here; a .csv (paths) and a .json (model) go beside it. Or "
-            "milvus://HOST:PORT/COLLECTION.",
+            help="Write the embeddings here; a .csv (paths) and a .json (model) go beside it. Or a "
+            "folder (--append), or milvus://HOST:PORT/COLLECTION.",
         ),
     ],
     inputs: Annotated[
@@ -90,6 +90,14 @@ def embed(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the job for this output that was stopped.")
     ] = False,
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            help="Add to the gallery in the folder -o, or begin one; images that have a row get a "
+            "new one.",
+        ),
+    ] = False,
     data_root: DataRootOption = DEFAULT_DATA_ROOT,
     runs_root: RunsRootOption = DEFAULT_RUNS_ROOT,
     json: JsonOption = False,
@@ -124,6 +132,7 @@ def embed(
             exported=exported,
             on_bad_image=on_bad_image,
             resume=resume,
+            append=append,
             on_model=_say_which,
             noted=lambda text: note(f"note: {text}"),
             progress=progress,
@@ -144,17 +153,21 @@ def _list_skipped(embedded: "EmbeddedGallery") -> None:
     if len(skipped) > LISTED:
         where = "by --json"
         if isinstance(embedded.path, Path):
-            where = f"in {embedded.path.with_suffix('.json')}"
+            segment = embedded.record.get("segment")
+            record = embedded.path / f"{segment}.npy" if segment else embedded.path
+            where = f"in {record.with_suffix('.json')}"
         note(f"… all {len(skipped):,} that were skipped are listed {where}")
 
 
 def _show(embedded: "EmbeddedGallery") -> None:
     record, seconds = embedded.record, embedded.seconds
-    columns = ["gallery", "images", "skipped", "dimensions", "type", "heads", "images/s"]
-    columns += ["reading", "network", "writing"]
+    is_segment = "segment" in record
+    columns = ["gallery", "images", *(["replaced"] if is_segment else []), "skipped"]
+    columns += ["dimensions", "type", "heads", "images/s", "reading", "network", "writing"]
     row = [
         str(embedded.path),
         record["rows"],
+        *([record["replaced"]] if is_segment else []),
         len(record["skipped"]),
         record["dimensions"],
         record["dtype"],

@@ -1,4 +1,4 @@
-"""`airnet gallery`: count the rows of a gallery, and delete some from a collection in Milvus."""
+"""`airnet gallery`: count the rows of a gallery, delete some, make one segment of many."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,16 +7,16 @@ from typing import Annotated
 import typer
 
 from airnet_cli.cli.options import JsonOption
-from airnet_cli.cli.output import print_json, print_table
+from airnet_cli.cli.output import print_json, print_table, progress_bars
 
 NAME = "gallery"
-HELP = "Count the rows of a gallery, or delete some."
+HELP = "Count the rows of a gallery, delete some, or compact it."
 
 GalleryArgument = Annotated[
     str,
     typer.Argument(
         metavar="GALLERY",
-        help="A file (gallery.npy), or milvus://HOST:PORT/COLLECTION.",
+        help="A file (gallery.npy), a folder (people/), or milvus://HOST:PORT/COLLECTION.",
         show_default=False,
     ),
 ]
@@ -37,7 +37,7 @@ def count(
 ) -> None:
     """Count the rows of a gallery.
 
-    Example: airnet gallery count milvus://localhost:19530/people --where camera_id=3
+    Example: airnet gallery count people/ --where camera_id=3
     """
     from airnet_cli.workflows import collection as workflow
 
@@ -59,9 +59,9 @@ def delete(
     where: WhereOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Delete rows from a collection in Milvus.
+    """Delete rows from a folder of segments, or from a collection in Milvus.
 
-    Example: airnet gallery delete milvus://localhost:19530/people crops/0001.jpg
+    Example: airnet gallery delete people/ crops/0001.jpg
     """
     from airnet_cli.workflows import collection as workflow
 
@@ -73,5 +73,32 @@ def delete(
         print_table(["gallery", "deleted", "left"], [row])
 
 
-COMMANDS: Mapping[str, Callable[..., None]] = {"count": count, "delete": delete}
+def compact(
+    gallery: Annotated[
+        str,
+        typer.Argument(metavar="GALLERY", help="A folder (people/).", show_default=False),
+    ],
+    json: JsonOption = False,
+) -> None:
+    """Make one segment of all, without the deleted rows, whose room becomes free.
+
+    Example: airnet gallery compact people/
+    """
+    from airnet_cli.workflows import collection as workflow
+
+    with progress_bars() as progress:
+        compacted = workflow.compact_gallery(gallery, progress=progress)
+    if json:
+        print_json(compacted.to_dict())
+    else:
+        row = [str(compacted.gallery), f"{compacted.rows:,}"]
+        row += [f"{compacted.segments:,}", f"{compacted.deleted:,}"]
+        print_table(["gallery", "rows", "segments before", "deleted rows removed"], [row])
+
+
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "count": count,
+    "delete": delete,
+    "compact": compact,
+}
 """For `app.py` to register under `gallery`."""

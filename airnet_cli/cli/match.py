@@ -32,7 +32,8 @@ def match(
             "--gallery",
             "-g",
             metavar="GALLERY.npy",
-            help="Search this gallery (airnet embed), or milvus://HOST:PORT/COLLECTION.",
+            help="Search this gallery (airnet embed): a file, a folder, or "
+            "milvus://HOST:PORT/COLLECTION.",
         ),
     ],
     top: Annotated[int, typer.Option("-k", "--top", min=1, help="Show so many matches.")] = 10,

@@ -362,6 +362,13 @@ def changing(folder: Path) -> Iterator[Manifest | None]:
             )
         manifest = read_manifest(folder) if (folder / MANIFEST).exists() else None
         _remove_leftovers(folder, manifest)
+        *files, journal = gallery_files(next_segment(folder, manifest))
+        stranger = next((file for file in files if is_file(file)), None)
+        if stranger is not None and not is_file(journal):
+            raise DataError(
+                f"'{stranger}' has the name of the next segment, and no {MANIFEST} names it; move "
+                "it away"
+            )
         yield manifest
 
 
@@ -547,9 +554,10 @@ def _check_alike(
     different = [key for key in MUST_AGREE if record.get(key) != shared.get(key)]
     if different:
         key = different[0]
+        said = "model" if key == "fingerprint" else key
         what = "this command" if file is None else f"segment '{file}'"
         raise DataError(
-            f"{what} and {of} differ in {key}: {_short(record.get(key))} and "
+            f"{what} and {of} differ in {said}: {_short(record.get(key))} and "
             f"{_short(shared.get(key))}, so that their rows can't be compared; embed the images as "
             "the others were, or choose another folder"
         )

@@ -1,9 +1,12 @@
-"""Embed images into a gallery on disk, however many there are; go on where it was stopped."""
+"""Embed images into a gallery on disk, however many there are; go on where it was stopped.
+
+Into one file, into a new segment of a folder of segments, or into a collection in Milvus.
+"""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +18,7 @@ from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.data.records import JUNK, Split
 from airnet_cli.core.data.sources import Sources, list_images, path_key, relative_to_folder
 from airnet_cli.core.engines import RuntimeName
-from airnet_cli.core.files import holding_output, remove_parts
+from airnet_cli.core.files import holding_output, is_file, remove_parts
 from airnet_cli.core.gallery import (
     DTypeName,
     GalleryWriter,
@@ -33,7 +36,17 @@ from airnet_cli.core.milvus import (
 from airnet_cli.core.processes import naming_the_dead
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import DeviceName, PrecisionName, has_native_bfloat16
-from airnet_cli.errors import DataError, UsageError
+from airnet_cli.core.segments import (
+    Manifest,
+    append_segment,
+    changing,
+    check_appendable,
+    image_keys,
+    is_segmented,
+    next_segment,
+    read_columns,
+)
+from airnet_cli.errors import DataError, OutputError, UsageError
 from airnet_cli.workflows.collection import milvus_token
 from airnet_cli.workflows.embedder import Embedder, OnBadImage
 from airnet_cli.workflows.runs import Model, find_model
@@ -57,9 +70,11 @@ class EmbeddedGallery:
     """A gallery that was written, and how."""
 
     path: Path | MilvusPlace
-    """Of the .npy file, or where the collection is."""
+    """Of the .npy file or the folder of segments, or where the collection is."""
     record: dict[str, Any]
-    """The .json file beside it; of a collection, what its description says, and counts."""
+    """The .json file beside it; of a folder, its manifest with the name of the new `segment` and
+    the number of rows that it `replaced`; of a collection, what its description says, and counts.
+    """
     model: Model
     device: str
     images: int
@@ -77,10 +92,11 @@ class EmbeddedGallery:
         """The JSON shape of `embed --json` (docs/formats.md)."""
         described = ("rows", "dimensions", "dtype", "fingerprint", "checkpoint", "run", "heads")
         settings = ("normalize_heads", "flip", "precision", "runtime", "skipped")
+        of_segment = [key for key in ("segment", "replaced") if key in self.record]
         return {
             "version": JSON_VERSION,
             "gallery": str(self.path),
-            **{key: self.record[key] for key in (*described, *settings)},
+            **{key: self.record[key] for key in (*described, *settings, *of_segment)},
             "device": self.device,
             "images": self.images,
             "images_before": self.images_before,
@@ -112,6 +128,7 @@ def embed(
     progress: Progress = silent,
     runtime: RuntimeName = "torch",
     exported: Path | None = None,
+    append: bool = False,
 ) -> EmbeddedGallery:
     """Embed all images of `inputs`, or of a split of a prepared data set, into the gallery
     `output`.
@@ -121,21 +138,25 @@ def embed(
     was stopped goes on, batch for batch as if it had not been: the files that come out are the
     same. `runtime` is what computes; an engine runs `exported`, or the file beside the checkpoint.
 
-    `output` may be milvus://HOST:PORT/COLLECTION: then rows replace those of the same images, and
-    with `resume` the images that have a row, and did not change since, are left out.
+    With `append`, `output` is a folder of segments, which is made where it is missing: the images
+    become a new segment, and rows that they had before are deleted in the same moment.
+
+    `output` may be milvus://HOST:PORT/COLLECTION: then rows replace those of the same images, with
+    `append` or without, and with `resume` the images that have a row, and did not change since, are
+    left out.
 
     Raises:
-        UsageError: `output` is neither a `.npy` path nor a collection, or the network lacks one of
-            `heads`.
+        UsageError: `output` is neither a `.npy` path nor a collection, or, with `append`, it is a
+            file; or the network lacks one of `heads`.
         DataError: inputs that are missing or broken, an image that can't be read (unless
             `on_bad_image` is "skip"), a job that can't be gone on with or that another process
-            does, no room on the disk.
+            does, rows of the folder that were made in another way, no room on the disk.
         CheckpointError: no such run, checkpoint or exported file.
         RuntimeSetupError: this machine lacks the device or the engine.
     """
     place = gallery_place(output)
-    if isinstance(place, Path) and place.suffix != ".npy":
-        raise UsageError(f"output '{place}' must end in .npy, as in -o gallery.npy")
+    if isinstance(place, Path):
+        _check_output(place, append)
     if isinstance(place, MilvusPlace) and dtype != "float32":
         raise UsageError(f"--dtype {dtype}: collections in Milvus hold float32; leave it out")
     if data_name is not None and split is not None:
@@ -162,48 +183,151 @@ def embed(
         return _embed_into_collection(
             embedder, sources, found, place, on_bad_image, resume, noted, progress
         )
-    output = place
-    stopped = images_of_stopped_job(output)
-    if stopped and not resume:
-        noted(
-            f"starting again: {stopped:,} images of a stopped job are embedded anew (no --resume)"
-        )
-    listing = Listing(relative_to_folder(sources.paths, output.parent), sources.columns)
-    try:
-        with (
-            _alone_with(output),
-            GalleryWriter(
-                output,
-                listing,
-                dimensions=embedder.dimensions,
-                dtype=dtype,
-                settings=_settings(embedder),
-                resume=resume,
-            ) as writer,
-        ):
-            before = writer.done
-            if before:
-                noted(f"going on after {before:,} of {len(sources.paths):,} images")
-            started = time.perf_counter()
-            reading, network = _write_rows(embedder, sources, writer, on_bad_image, progress)
-            record = writer.finish(_record(embedder, found))
-            total = time.perf_counter() - started
-    except KeyboardInterrupt:
-        done = images_of_stopped_job(output)
-        if done:
-            noted(f"{done:,} images are done; go on with the same command and --resume")
-        raise
-    return EmbeddedGallery(
-        path=output,
-        record=record,
+    job = _Job(
+        embedder=embedder,
+        sources=sources,
         model=found,
-        device=embedder.device.type,
-        images=len(sources.paths) - before,
-        images_before=before,
-        seconds=Seconds(
-            total=total, reading=reading, network=network, writing=total - reading - network
-        ),
+        dtype=dtype,
+        on_bad_image=on_bad_image,
+        resume=resume,
+        noted=noted,
+        progress=progress,
     )
+    if append:
+        return _append(job, place)
+    with _alone_with(place):
+        return job.run(place, relative_to_folder(sources.paths, place.parent))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """Images that become one gallery on disk."""
+
+    embedder: Embedder
+    sources: Sources
+    model: Model
+    dtype: DTypeName
+    on_bad_image: OnBadImage
+    resume: bool
+    noted: Callable[[str], None]
+    progress: Progress
+
+    def run(
+        self,
+        output: Path,
+        paths: tuple[str, ...],
+        published: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> EmbeddedGallery:
+        """Write the gallery `output`, which nobody else writes; `paths` are what its table says.
+
+        `published` is called with its record, and nothing is lost if that fails.
+        """
+        embedder, sources = self.embedder, self.sources
+        stopped = images_of_stopped_job(output)
+        if stopped and not self.resume:
+            self.noted(
+                f"starting again: {stopped:,} images of a stopped job are embedded anew "
+                "(no --resume)"
+            )
+        try:
+            with GalleryWriter(
+                output,
+                Listing(paths, sources.columns),
+                dimensions=embedder.dimensions,
+                dtype=self.dtype,
+                settings=_settings(embedder),
+                resume=self.resume,
+            ) as writer:
+                before = writer.done
+                if before:
+                    self.noted(f"going on after {before:,} of {len(sources.paths):,} images")
+                started = time.perf_counter()
+                reading, network = _write_rows(
+                    embedder, sources, writer, self.on_bad_image, self.progress
+                )
+                record = writer.finish(_record(embedder, self.model), published=published)
+                total = time.perf_counter() - started
+        except KeyboardInterrupt:
+            done = images_of_stopped_job(output)
+            if done:
+                self.noted(f"{done:,} images are done; go on with the same command and --resume")
+            raise
+        return EmbeddedGallery(
+            path=output,
+            record=record,
+            model=self.model,
+            device=embedder.device.type,
+            images=len(sources.paths) - before,
+            images_before=before,
+            seconds=Seconds(
+                total=total, reading=reading, network=network, writing=total - reading - network
+            ),
+        )
+
+
+def _check_output(place: Path, append: bool) -> None:
+    """Refuse an output that is a file where a folder of segments is meant, or the other way."""
+    if append and (place.suffix == ".npy" or is_file(place)):
+        raise UsageError(
+            f"--append adds to a folder of segments, and '{place}' is a file, which is written "
+            "once; give a folder, as in -o people/ --append"
+        )
+    if append:
+        return
+    folder = place.parent if place.suffix == ".npy" else place
+    if is_segmented(folder):
+        raise UsageError(
+            f"'{folder}' is a gallery of segments; add to it with -o {folder} --append, or choose "
+            "another place"
+        )
+    if place.suffix != ".npy":
+        raise UsageError(
+            f"output '{place}' must end in .npy, as in -o gallery.npy, or be a folder to add to, "
+            "as in -o people/ --append"
+        )
+
+
+def _append(job: _Job, folder: Path) -> EmbeddedGallery:
+    """Embed into a new segment of `folder`."""
+    with _folder(folder), changing(folder) as manifest:
+        known: list[str] = []
+        if manifest is not None:
+            made = _record(job.embedder, job.model)
+            made |= {"dimensions": job.embedder.dimensions, "dtype": job.dtype}
+            check_appendable(folder, manifest, made)
+            known = image_keys(read_columns(folder, manifest)["path"])
+        after: list[tuple[Manifest, int]] = []
+
+        def publish(record: dict[str, Any]) -> None:
+            skipped = {image["path"] for image in record["skipped"]}
+            new = set(image_keys([path for path in paths if path not in skipped]))
+            gone = np.fromiter((key in new for key in known), np.bool_, len(known))
+            after.append((append_segment(folder, manifest, record, gone), int(gone.sum())))
+
+        paths = relative_to_folder(job.sources.paths, folder)
+        segment = job.run(next_segment(folder, manifest), paths, publish)
+    ((gallery, replaced),) = after
+    of_segment = {key: segment.record[key] for key in ("runtime", "skipped")}
+    of_segment |= {"segment": segment.path.name.removesuffix(".npy"), "replaced": replaced}
+    return replace(segment, path=folder, record={**gallery.to_dict(), **of_segment})
+
+
+@contextlib.contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """Make the folder; one in which nothing came to be goes again."""
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"can't make the folder '{folder}': {error.strerror}; choose another place"
+        ) from None
+    try:
+        yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # it has something in it
+                folder.rmdir()
 
 
 def _embed_into_collection(

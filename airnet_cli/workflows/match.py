@@ -34,6 +34,7 @@ from airnet_cli.core.retrieval.conditions import Condition, allowed_rows, parse_
 from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
 from airnet_cli.core.retrieval.search import search
 from airnet_cli.core.runtime import DeviceName
+from airnet_cli.core.segments import open_gallery
 from airnet_cli.errors import CheckpointError, DataError, UsageError
 from airnet_cli.workflows.collection import milvus_token
 from airnet_cli.workflows.embedder import Embedder
@@ -175,7 +176,8 @@ def match(
 
     Args:
         queries: images, folders, lists or tables of images, `.npy` features; at least one.
-        gallery: what `airnet embed` wrote: a .npy file, or milvus://HOST:PORT/COLLECTION.
+        gallery: what `airnet embed` wrote: a .npy file, a folder of segments, or
+            milvus://HOST:PORT/COLLECTION.
         k: matches of each query, from 1.
         threshold: the score from which on it is the same person; None: the calibration's.
         far: the false-accept rate whose calibrated threshold is used; None: `DEFAULT_FAR`.
@@ -212,10 +214,12 @@ def match(
         parts = _choose_parts(opened, heads)
         rows, rows_searched = _count(collection, conditions, parts)
     else:
-        opened = read_gallery(place)
+        opened = open_gallery(place)
         parts = _choose_parts(opened, heads)
         allowed = allowed_rows(opened.columns, conditions) if conditions else None
         rows = len(opened.embeddings)
+        if not rows:
+            raise DataError(f"gallery '{place}' is empty; `airnet embed --append` fills it")
         rows_searched = rows if allowed is None else int(allowed.sum())
     if rerank and rows_searched <= RERANKING.k1:
         raise UsageError(

@@ -31,7 +31,7 @@ from airnet_cli.core.drawing import (
     open_picture,
 )
 from airnet_cli.core.files import parse_json, replacing, write_json
-from airnet_cli.core.gallery import Gallery, read_gallery
+from airnet_cli.core.gallery import Gallery
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.report import Block, Figure, FigureRow, Section, write_report
 from airnet_cli.core.runtime import DeviceName
@@ -42,6 +42,7 @@ from airnet_cli.core.saliency import (
     explain_similarity,
     has_attention,
 )
+from airnet_cli.core.segments import open_gallery
 from airnet_cli.errors import CheckpointError, DataError, UsageError
 from airnet_cli.workflows.embedder import Embedder
 from airnet_cli.workflows.runs import Model, find_model
@@ -105,7 +106,8 @@ def visualize(
             data set, each of another person, evenly spread.
         against: explain the cosine with this picture instead of the predicted identity.
         compare: a run or checkpoint whose Grad-CAM columns are added.
-        gallery: rank this gallery (its .npy file) instead of the data set's, which is embedded.
+        gallery: rank this gallery (its .npy file or folder) instead of the data set's, which is
+            embedded.
         checkpoint: a run or checkpoint; None: the newest finished run under `runs_root`.
         runs_root: where runs are.
         data_name: a prepared data set; None: the one the network was trained on.
@@ -301,7 +303,7 @@ def _ranking_sheet(
         assert manifest is not None, "loaded by the caller, or an error"
         ranked = _gallery_of_data(embedder, manifest, progress)
     else:
-        ranked = _gallery_of_file(embedder, read_gallery(gallery_path))
+        ranked = _gallery_of_file(embedder, open_gallery(gallery_path))
     parts = {WHOLE: slice(None)}
     if len(embedder.heads) > 1:  # a single head is the whole embedding
         parts |= embedder.heads

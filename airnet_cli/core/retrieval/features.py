@@ -3,6 +3,8 @@
 `Q.npy` holds N x D floats; `Q.csv` has a header and N rows, with the columns `person_id` and
 `camera_id`; `path` is read where it is there, and others are allowed. Nothing is unpickled, and the
 matrix stays on disk: it is mapped into memory.
+
+A folder of segments (`segments.py`) is read too, and copied into memory: scores need one matrix.
 """
 
 import csv
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor
 
 from airnet_cli.core.arrays import map_array
+from airnet_cli.core.files import is_folder
+from airnet_cli.core.segments import read_segments
 from airnet_cli.errors import DataError
 
 LABEL_COLUMNS = ("person_id", "camera_id")
@@ -41,12 +45,14 @@ class LabelledFeatures:
 
 
 def read_features(path: Path) -> LabelledFeatures:
-    """Read `path` (.npy) and the .csv of the same name beside it.
+    """Read `path` (.npy) and the .csv of the same name beside it, or a folder of segments.
 
     Raises:
         DataError: A file is missing or broken, or is not what this module's docstring says; with
             the row or line.
     """
+    if is_folder(path):
+        return _read_segments(path)
     embeddings = _read_matrix(path)
     table = path.with_suffix(".csv")
     labels, paths = _read_labels(table, beside=path, rows=len(embeddings))  # (N, 2)
@@ -60,6 +66,32 @@ def read_features(path: Path) -> LabelledFeatures:
         person_ids=labels[:, 0].copy(),
         camera_ids=labels[:, 1].copy(),
         paths=paths,
+    )
+
+
+def _read_segments(folder: Path) -> LabelledFeatures:
+    gallery = read_segments(folder)
+    missing = [name for name in LABEL_COLUMNS if name not in gallery.columns]
+    if missing or not len(gallery.embeddings):
+        what = f"no column {' and no column '.join(missing)}" if missing else "no rows"
+        raise DataError(
+            f"gallery '{folder}' has {what}; embed a table with the columns {NAMED_COLUMNS} into it"
+        )
+    cells = zip(*(gallery.columns[name] for name in LABEL_COLUMNS), strict=True)
+    labels = np.array(
+        [
+            _labels_of(dict(zip(LABEL_COLUMNS, row, strict=True)), f"{folder}, row {number}")
+            for number, row in enumerate(cells)
+        ],
+        dtype=np.int64,
+    )
+    embeddings = torch.from_numpy(np.asarray(gallery.embeddings))
+    _check_finite(embeddings, folder)
+    return LabelledFeatures(
+        embeddings=embeddings,
+        person_ids=labels[:, 0].copy(),
+        camera_ids=labels[:, 1].copy(),
+        paths=gallery.columns[PATH_COLUMN],
     )
 
 
@@ -84,6 +116,11 @@ def _read_matrix(path: Path) -> Tensor:
             "float16, float32 or float64, in this machine's byte order, with one row per image"
         )
     embeddings = torch.from_numpy(matrix)
+    _check_finite(embeddings, path)
+    return embeddings
+
+
+def _check_finite(embeddings: Tensor, path: Path) -> None:
     for begin in range(0, len(embeddings), CHECK_ROWS):
         is_finite = embeddings[begin : begin + CHECK_ROWS].isfinite().all(dim=1)
         if not is_finite.all():
@@ -92,7 +129,6 @@ def _read_matrix(path: Path) -> Tensor:
                 f"{path}: row {row} (from 0) holds NaN or infinity; compute the features again, "
                 "or leave that row out"
             )
-    return embeddings
 
 
 def _read_labels(
