@@ -215,12 +215,19 @@ def _map(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.floating[Any]]
     if not embeddings.flags.c_contiguous:
         raise DataError(f"gallery '{path}' is in Fortran order; save it in C order, row after row")
     said = record.get("npy_sha256")
-    if said is not None and embeddings.nbytes <= HASHED_BYTES and _file_digest(path) != said:
+    if said is not None and embeddings.nbytes <= HASHED_BYTES and _digest_of(path) != said:
         raise DataError(
             f"gallery '{path}' was changed or damaged after it was written: its hash is another; "
             f"get it again from where it came, or {AGAIN}"
         )
     return embeddings
+
+
+def _digest_of(path: Path) -> str:
+    try:
+        return _file_digest(path)
+    except OSError as error:  # removed since it was mapped, for one
+        raise DataError(f"gallery '{path}' can't be read: {why(error)}; {AGAIN}") from None
 
 
 def read_table(table: Path, record: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

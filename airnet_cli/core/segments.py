@@ -695,12 +695,15 @@ def _remove_leftovers(folder: Path, manifest: Manifest | None) -> None:
     upcoming = next_segment(folder, manifest)
     for file in gallery_files(upcoming):
         remove_parts(folder, file.name)
-    named = {upcoming.stem} | {each.name for each in (manifest.segments if manifest else ())}
     for name in manifest.dropped if manifest else ():
         _remove(folder, name)
+    named = {segment.name for segment in manifest.segments} if manifest else set()
     for file in folder.iterdir():
         found = OWN.match(file.name)
-        if found and (found[1] not in named or (file.name[0] == "." and upcoming.stem != found[1])):
+        if found is None or found[1] == upcoming.stem:
+            continue
+        is_job = file.name.startswith(".")
+        if is_job or (found[1].startswith("compacted-") and found[1] not in named):
             with contextlib.suppress(OSError):
                 file.unlink()
 
