@@ -686,7 +686,7 @@ def _remove(folder: Path, name: str) -> None:
             each.unlink(missing_ok=True)
 
 
-OWN = re.compile(r"\.?((?:segment|compacted)-[0-9]{6,})\.")
+OWN = re.compile(r"\.{0,2}((?:segment|compacted)-[0-9]{6,})\.")
 
 
 def _remove_leftovers(folder: Path, manifest: Manifest | None) -> None:

@@ -139,3 +139,73 @@ def test_a_long_list_of_skipped_images_is_cut(shop: Path) -> None:
     assert result.stderr.count("skipped ") == 21
     assert "all 30 that were skipped are listed in g.json" in result.stderr
     assert len(json.loads(Path("g.json").read_text())["skipped"]) == 30
+
+
+def test_a_folder_that_grows(shop: Path, untrained_run: Path) -> None:
+    """Twice the same command, then count, match, delete and compact, as in the documents."""
+    for replaced in ("0", "3"):
+        result = airnet("embed gallery -o people/ --append --workers 0")
+        assert result.exit_code == 0, result.stderr
+        header, _, row = (line.split() for line in result.stdout.splitlines())
+        assert header[:4] == ["gallery", "images", "replaced", "skipped"]
+        assert row[:4] == ["people", "3", replaced, "0"]
+    shape = json.loads(airnet("embed gallery/1.jpg -o people --append --workers 0 --json").stdout)
+    assert (shape["gallery"], shape["rows"], shape["replaced"]) == ("people", 3, 1)
+    counted = airnet("gallery count people/")
+    assert counted.stdout.splitlines()[-1].split() == ["people", "3"]
+    matched = airnet("match gallery/2.jpg --gallery people/ -k 1 --workers 0 --json")
+    match = json.loads(matched.stdout)["queries"][0]["matches"][0]
+    assert (match["row"], match["path"]) == (1, "gallery/2.jpg")
+    deleted = airnet("gallery delete people/ gallery/0.jpg --json")
+    assert json.loads(deleted.stdout) == {
+        "version": 1,
+        "gallery": "people",
+        "where": [],
+        "rows": 2,
+        "deleted": 1,
+    }
+    assert airnet("gallery compact people/").stdout.splitlines()[-1].split() == [
+        "people",
+        "2",
+        "2",
+        "2",
+    ]
+    compacted = airnet("gallery compact people/ --json")
+    assert json.loads(compacted.stdout) == {
+        "version": 1,
+        "gallery": "people",
+        "rows": 2,
+        "segments": 1,
+        "deleted": 0,
+    }
+    gone = airnet("gallery delete people/ --where path=x --json")
+    assert (gone.exit_code, gone.stdout) == (1, "")
+    assert "no row of the gallery fulfils path=x" in gone.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("embed gallery -o x.npy --append", "error: --append adds to a folder of segments, and"),
+        ("gallery compact milvus://localhost:1/x", "error: 'milvus://localhost:1/x' is a collecti"),
+        ("gallery compact x.npy", "error: 'x.npy' is a gallery of one file"),
+        ("gallery delete x.npy a.jpg", "error: 'x.npy' is a gallery of one file"),
+        ("gallery delete people", "error: what is to be deleted? give images, or conditions"),
+        ("gallery count people", "error: gallery 'people' does not exist; `airnet embed IMAGES"),
+        ("match gallery --gallery gallery", "error: 'gallery' has no gallery.json, so it is no"),
+    ],
+)
+def test_folders_that_can_not_be_changed(shop: Path, words: str, message: str) -> None:
+    """One line on stderr, nothing on stdout."""
+    result = airnet(words)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_skipped_images_of_a_segment(shop: Path) -> None:
+    """They are listed in the segment's own record."""
+    Path("list.txt").write_text("gallery/0.jpg\n" + "".join(f"{n}.jpg\n" for n in range(30)))
+    result = airnet("embed list.txt -o people --append --on-bad-image skip --workers 0")
+    assert result.exit_code == 0, result.stderr
+    assert "all 30 that were skipped are listed in people/segment-000001.json" in result.stderr

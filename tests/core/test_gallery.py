@@ -158,6 +158,40 @@ def test_stopped_while_finishing(
     assert contents(path) == contents(undisturbed)
 
 
+def test_stopped_before_it_was_published(folder: Path, undisturbed: Path) -> None:
+    """All files are in place, and the journal still stands: resuming ends it with the same files,
+    and asks for nothing to be embedded. Another matrix under that name is not taken for its own.
+    """
+    path = folder / "stopped.npy"
+    good = [index for index in range(IMAGES) if index not in BAD]
+
+    def begin(*, resume: bool) -> GalleryWriter:
+        settings = {"model": "ab" * 32, "batch size": BATCH}
+        return GalleryWriter(
+            path, LISTING, dimensions=DIMENSIONS, dtype="float32", settings=settings, resume=resume
+        )
+
+    def stop(record: dict[str, Any]) -> None:
+        assert record == read_gallery(path).record
+        raise KeyboardInterrupt
+
+    for is_other in (False, True):
+        with begin(resume=False) as writer:
+            writer.append(good, EMBEDDINGS[good], list(BAD.items()))
+            with pytest.raises(KeyboardInterrupt):
+                writer.finish(RECORD, published=stop)
+        if is_other:
+            np.save(path, EMBEDDINGS[:9] + 1)
+            with pytest.raises(DataError, match=r"stopped.npy.part' is gone; start again"):
+                begin(resume=True)
+            continue
+        with begin(resume=True) as writer:
+            assert writer.done == IMAGES
+            writer.finish(RECORD)
+        assert contents(path) == contents(undisturbed)
+        assert [file for file in folder.iterdir() if file.name.startswith(".")] == []
+
+
 def test_killed_and_resumed(folder: Path, undisturbed: Path) -> None:
     """What SIGKILL leaves behind can be gone on with, from the last sync."""
     program = f"""
