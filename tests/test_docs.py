@@ -354,6 +354,24 @@ def test_documented_scores_of_features(features):
     assert keys(shown) == keys(documented("features"))
 
 
+def test_documented_segments(untrained_run, tmp_path):
+    """The manifest of a folder of segments and `gallery compact --json` have the documented keys."""
+    from PIL import Image
+
+    Image.new("RGB", (8, 16)).save(tmp_path / "a.png")
+    folder = tmp_path / "people"
+    words = ["embed", tmp_path / "a.png", "-o", folder, "--append", "--checkpoint", untrained_run]
+    printed(*words, "--workers", "0", "--json")
+    written = json.loads((folder / "gallery.json").read_text())
+    assert keys(written) == keys(documented("segments"))
+    table = FORMATS.partition("| manifest key |")[2].partition("\n\n")[0]
+    named = [re.findall(r"`([\w….]+)`", row.split("|")[1]) for row in table.splitlines()[2:]]
+    entry = {f"….{key}" for key in written["segments"][0]}
+    assert {name for names in named for name in names} == {*written, *entry}
+    shown = printed("gallery", "compact", folder, "--json")
+    assert keys(shown) == keys(documented("compact"))
+
+
 def test_documented_comparison(write_run):
     """`compare --json` prints the documented keys; those that are left out there are named."""
     for variant in ("baseline", "airnet"):

@@ -24,7 +24,7 @@ from airnet_cli.core.segments import (
 )
 
 ROWS, DIMENSIONS = 5, 6
-CASES = 300
+CASES = 250
 RECORD = {
     "fingerprint": "ab" * 32,
     "checkpoint": "runs/x/model.safetensors",
@@ -171,6 +171,6 @@ def test_segments_of_others(people: Path, survive) -> None:
         assert read_segments(people).columns == expected.columns
         assert one == other
 
-    accepted, refused = survive("segments of others", attempt, cases=100)
+    accepted, refused = survive("segments of others", attempt, cases=60)
     assert accepted > 5
-    assert refused > 20
+    assert refused > 10
