@@ -355,7 +355,7 @@ def test_documented_scores_of_features(features):
 
 
 def test_documented_segments(untrained_run, tmp_path):
-    """The manifest of a folder of segments and `gallery compact --json` have the documented keys."""
+    """The manifest of a folder of segments has the documented keys; so has `gallery compact`."""
     from PIL import Image
 
     Image.new("RGB", (8, 16)).save(tmp_path / "a.png")

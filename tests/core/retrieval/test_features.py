@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from airnet_cli.core.gallery import GalleryWriter, Listing
 from airnet_cli.core.retrieval.features import read_features
+from airnet_cli.core.segments import publish
 from airnet_cli.errors import DataError
 
 LABELS = "person_id,camera_id\n1,1\n2,1\n-1,2\n"
@@ -130,7 +132,7 @@ def test_refuses_tables_that_do_not_fit(tmp_path, table, message):
 def test_refuses_a_missing_file_and_a_folder(tmp_path):
     """There must be a file."""
     refuses(tmp_path / "Q.npy", "Q.npy", "there is no file")
-    refuses(tmp_path, str(tmp_path), "can't be read")
+    refuses(tmp_path, str(tmp_path), r"has no gallery\.json, so it is no gallery")
 
 
 def refuses(path, name, message):
@@ -138,3 +140,55 @@ def refuses(path, name, message):
         read_features(path)
     assert name in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def segments(folder, columns, *, rows=None):
+    """A folder of two segments of two and one rows of `rows`, with `columns` beside the paths."""
+    rows = np.eye(3, 4, dtype=np.float32) if rows is None else rows
+    names = ("part-a", "part-b")
+    for name, part in zip(names, (slice(0, 2), slice(2, 3)), strict=True):
+        images = tuple(f"{row}.jpg" for row in range(3))[part]
+        cells = {column: tuple(each[part]) for column, each in columns.items()}
+        listing = Listing(images, cells)
+        with GalleryWriter(
+            folder / f"{name}.npy",
+            listing,
+            dimensions=4,
+            dtype="float32",
+            settings={},
+            resume=False,
+        ) as writer:
+            writer.append(range(len(images)), rows[part])
+            writer.finish(
+                {
+                    "fingerprint": "ab" * 32,
+                    "heads": {"A1": [0, 4]},
+                    "flip": False,
+                    "normalize_heads": False,
+                }
+            )
+    publish(folder, names)
+    return folder
+
+
+def test_reads_a_folder_of_segments(tmp_path):
+    """Rows and labels of all segments, as of one file."""
+    folder = segments(tmp_path / "people", {"camera_id": "112", "person_id": "508"})
+    features = read_features(folder)
+    assert torch.equal(features.embeddings, torch.eye(3, 4))
+    assert features.person_ids.tolist() == [5, 0, 8]
+    assert features.camera_ids.tolist() == [1, 1, 2]
+    assert features.paths == ("0.jpg", "1.jpg", "2.jpg")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"person_id": "123"}, "people' has no column camera_id; embed a table with the columns"),
+        ({}, "people' has no column person_id and no column camera_id"),
+        ({"person_id": "1x3", "camera_id": "111"}, r"people, row 1: person_id is 'x'; it must be"),
+    ],
+)
+def test_refuses_segments_without_labels(tmp_path, columns, message):
+    """One line that names the column, or the row."""
+    refuses(segments(tmp_path / "people", columns), "people", message)
