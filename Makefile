@@ -41,7 +41,7 @@ soak: $(READY)  ## kill, damage and load for hours; figures go to build/soak
 
 lowest:  ## the quick tests with the lowest versions that pyproject.toml allows
 	mkdir -p build
-	grep -oE '"[a-z0-9]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' | sort -u > build/lowest.txt
+	grep -oE '"[a-z0-9-]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' | sort -u > build/lowest.txt
 	$(PYTHON) -m venv build/lowest
 	build/lowest/bin/pip install --quiet --disable-pip-version-check --constraint build/lowest.txt --editable ".[dev]"
 	build/lowest/bin/pytest -m "not slow" -W ignore::DeprecationWarning

@@ -30,8 +30,8 @@ from airnet_cli.errors import RuntimeSetupError, TrainingError
 
 T = TypeVar("T")
 
-CONNECT = timedelta(seconds=30)
-"""How long gloo may take to connect; they start within seconds of each other."""
+CONNECT = timedelta(seconds=5)
+"""How long gloo may take to connect; it takes five times as long before it gives up."""
 CONNECT_ATTEMPTS = 5
 
 PATIENCE = timedelta(hours=12)
@@ -134,17 +134,26 @@ def _connect(backend: str) -> None:
 
     Processes that torchrun started again now and then wait for each other without end while gloo
     connects them: both in `Pair::waitUntilConnected`, with no connection between them. So gloo gets
-    `CONNECT` only, the team tells each other in torchrun's store how it went, and all try again
+    little time for it, the team tells each other in torchrun's store how it went, and all try again
     where one failed.
     """
     if backend != "gloo":  # NCCL connects when it is first used
         dist.init_process_group(backend, timeout=PATIENCE)
         return
     store, member, size = next(rendezvous("env://", timeout=PATIENCE))
+
+    def agree(question: str, *, answer: bool) -> bool:
+        """Whether all say yes, once all have said something."""
+        keys = [f"{question} {each}" for each in range(size)]
+        store.set(keys[member], "yes" if answer else "no")
+        store.wait(keys, PATIENCE)
+        return all(store.get(key) == b"yes" for key in keys)
+
     for attempt in range(CONNECT_ATTEMPTS):
-        failure: RuntimeError | None = None
+        agree(f"ready {attempt}", answer=True)  # nobody's time begins before that of the others
         # torch names the group's place in the store by how many groups this process tried to make.
         dist.distributed_c10d._world.group_count = 0
+        failure: RuntimeError | None = None
         try:
             place = PrefixStore(f"connect {attempt}", store)
             dist.init_process_group(
@@ -152,10 +161,7 @@ def _connect(backend: str) -> None:
             )
         except RuntimeError as error:
             failure = error
-        store.set(f"connected {attempt} {member}", "no" if failure else "yes")
-        keys = [f"connected {attempt} {each}" for each in range(size)]
-        store.wait(keys, PATIENCE)
-        if all(store.get(key) == b"yes" for key in keys):
+        if agree(f"connected {attempt}", answer=failure is None):
             _set_timeout(PATIENCE)
             return
         if failure is None:
