@@ -6,6 +6,9 @@
   through. Memory is that of a block, not of the gallery.
 - A block is read in pieces that stay in the processor's cache for all that is done with them:
   float16 made float32 (by torch: ten times as fast as NumPy), lengths, product.
+- With int8 rows (`quantized.py`) their product finds the candidates, at a quarter of the reading
+  and with int8 kernels. Its errors are bounded too, row by row, so the answers are the same. A
+  query with so many candidates that reading them takes longer than all rows is searched in floats.
 - Equal rows have equal scores, wherever in the file they are: a row's float64 score depends on
   nothing but the row and the query. (A matrix product's last bit depends on the row's place.)
 
@@ -14,9 +17,10 @@ P candidate pairs.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +29,9 @@ import torch
 
 from airnet_cli.core.joined import JoinedRows
 from airnet_cli.core.progress import Progress, silent
+from airnet_cli.core.retrieval.directions import SHORTEST_SQUARED, check_directions
+from airnet_cli.core.retrieval.kernels import Kernel
+from airnet_cli.core.retrieval.quantized import QuantizedRows, Screen
 from airnet_cli.errors import DataError
 
 Matrix = npt.NDArray[np.floating[Any]]
@@ -40,6 +47,9 @@ the product is, which has threads of its own and likes pieces of eight times the
 BLOCK_ROWS = 4096
 """B, unless (queries, B) cosines would take more than `PAIR_BYTES`."""
 
+SCREENED_ROWS = 2**17
+"""The same of int8 rows: the more are compared at once, the fewer look near."""
+
 PAIR_BYTES = 32 * 2**20
 """Of the (queries, B) cosines of a block."""
 
@@ -49,8 +59,18 @@ SCORED_ROWS = 64
 MOST_ALIKE = 1024
 """Rows of a query, besides 4k, that are held before float64 decides which are the best."""
 
-SHORTEST_SQUARED = 1e-30
-"""Squared length under which a vector's direction is lost in float32 products."""
+MOST_DOUBTFUL = 64
+"""The same where candidates come from int8 rows, of which more are alike."""
+
+DECIDED = 2.0**-22
+"""To either side of a cosine that float64 has given: float32 can't write it more exactly."""
+
+CROWDED = 64
+"""Candidates of a query in one block, besides 2k, from which on finer cosines are worth taking."""
+
+HOPELESS_SHARE = 1 / 16
+"""Of the rows: a query of which more are candidates is searched in floats. A candidate's float64
+score, with a row read from anywhere, takes about as long as so many rows in a float32 product."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +81,10 @@ class SearchResult:
     """(Q, k) rows of the gallery."""
     scores: npt.NDArray[np.float32]
     """(Q, k) cosines, in -1 to 1."""
+    kernel: str | None = None
+    """What multiplied int8 rows; None where floats were searched."""
+    in_floats: int = 0
+    """Queries that int8 could not decide, and that were searched in floats too."""
 
 
 def search(
@@ -71,6 +95,8 @@ def search(
     allowed: npt.NDArray[np.bool_] | None = None,
     parts: Sequence[slice] = (slice(None),),
     block_rows: int | None = None,
+    quantized: QuantizedRows | None = None,
+    kernel: Kernel | None = None,
     progress: Progress = silent,
 ) -> SearchResult:
     """Find the `k` gallery rows with the highest cosine for each query.
@@ -84,6 +110,8 @@ def search(
         allowed: (N,) which rows may be found, at least one; None for all.
         parts: the columns to compare, as slices that do not overlap; all of them if not given.
         block_rows: B; None takes what suits the number of queries. For speed and memory only.
+        quantized: the same rows as int8; then `parts` are those of whole heads. For speed only.
+        kernel: what multiplies them; None: the quickest here.
         progress: told after each block.
 
     Raises:
@@ -103,16 +131,84 @@ def search(
     compared = np.concatenate([np.arange(width)[part] for part in parts])
     exact = _unit_queries(queries, compared)  # (Q, D) float64, in the order of `parts`
     places = list(_places(parts, width))
-    best = _Best(exact, gallery_embeddings, places, k=min(k, num_allowed))
-    product = [(part, exact[:, at].astype(np.float32)) for part, at in places]
+    k = min(k, num_allowed)
     block = block_rows or max(64, min(BLOCK_ROWS, PAIR_BYTES // (4 * max(1, len(queries)))))
-    threads = torch.get_num_threads() if len(queries) <= FEW_QUERIES else 1
+    blocks = partial(_blocks, num_rows, block, allowed)
+
+    def told(done: int) -> None:
+        progress("searching", done, num_allowed, "rows")
+
+    told(0)
+    if quantized is None:
+        return _search_floats(exact, gallery_embeddings, places, k, blocks, told)
+    screen = Screen(quantized, exact, compared, kernel)
+    hopeless = int(num_allowed * HOPELESS_SHARE)
+    best = _Best(
+        exact,
+        gallery_embeddings,
+        places,
+        k=k,
+        most=MOST_DOUBTFUL,
+        most_scored=max(4 * k + MOST_ALIKE, hopeless),
+    )
+    block = block_rows or max(64, min(SCREENED_ROWS, PAIR_BYTES // (4 * max(1, len(queries)))))
+    done = 0
+    for rows in _blocks(num_rows, block, allowed):
+        cosines, errors = screen.compare(rows)
+        if not screen.is_fine:
+            _refine(screen, best, rows, cosines, errors)
+        best.add(cosines, rows, errors)
+        done += len(rows)
+        told(done)
+    result = best.finish()
+    left = np.flatnonzero(best.is_hopeless)
+    if len(left):
+        again = _search_floats(exact[left], gallery_embeddings, places, k, blocks, told)
+        result.rows[left], result.scores[left] = again.rows, again.scores
+    return replace(result, kernel=screen.kernel.name, in_floats=len(left))
+
+
+def _refine(
+    screen: Screen,
+    best: "_Best",
+    rows: Rows,
+    cosines: npt.NDArray[np.float32],
+    errors: npt.NDArray[np.float32],
+) -> None:
+    """Compare anew, and finer, what may be among the best of queries that have much of it."""
+    is_near = best.near(cosines, errors)  # (Q, B)
+    count = np.count_nonzero(is_near, axis=1)
+    crowded = count > 2 * best.k + CROWDED
+    # A row read from anywhere takes about as long as so many in a row.
+    many = np.flatnonzero(crowded & (count > len(rows) / 8))
+    if len(many):
+        cosines[many], errors[many] = screen.refine(rows, many, cosines[many])
+    for query in np.flatnonzero(crowded & (count <= len(rows) / 8)):
+        near = np.flatnonzero(is_near[query])
+        found = screen.refine(rows[near], np.array([query]), cosines[query, near][None])
+        cosines[query, near], errors[query, near] = found[0][0], found[1][0]
+
+
+def _search_floats(
+    exact: npt.NDArray[np.float64],
+    gallery_embeddings: Matrix | JoinedRows,
+    places: Sequence[tuple[slice, slice]],
+    k: int,
+    blocks: Callable[[], Iterator[Rows]],
+    told: Callable[[int], None],
+) -> SearchResult:
+    """Search for queries (Q, D) of length 1 by a float32 product of all rows."""
+    best = _Best(exact, gallery_embeddings, places, k=k, most=MOST_ALIKE)
+    product = [(part, exact[:, at].astype(np.float32)) for part, at in places]
+    # A product of D terms is off by at most D roundings of its largest possible sum, 1; the
+    # length's by half of that (Higham 2002, 3.1). Real errors are far smaller.
+    error = np.full((1, 1), (2 * exact.shape[1] + 24) * 2.0**-24, np.float32)
+    threads = torch.get_num_threads() if len(exact) <= FEW_QUERIES else 1
     readers = [_Reader(gallery_embeddings) for _ in range(threads)]
     done = 0
-    progress("searching", done, num_allowed, "rows")
     with ThreadPoolExecutor(threads) as pool:
-        for rows in _blocks(num_rows, block, allowed):
-            cosines = np.empty((len(queries), len(rows)), np.float32)  # (Q, B)
+        for rows in blocks():
+            cosines = np.empty((len(exact), len(rows)), np.float32)  # (Q, B)
             spans = zip(
                 readers,
                 np.array_split(rows, threads),
@@ -121,9 +217,9 @@ def search(
             )
             for finished in [pool.submit(_compare, product, *span) for span in spans]:
                 finished.result()
-            best.add(cosines, rows)
+            best.add(cosines, rows, error)
             done += len(rows)
-            progress("searching", done, num_allowed, "rows")
+            told(done)
     return best.finish()
 
 
@@ -153,7 +249,7 @@ def _compare(
 class _Best:
     """The rows that may be among the best k of each query so far.
 
-    They are held with their float32 cosines, and scored in float64 at the end, or earlier where
+    They are held with bounds of their cosines, and scored in float64 at the end, or earlier where
     too many are too alike.
     """
 
@@ -164,77 +260,128 @@ class _Best:
         parts: Sequence[tuple[slice, slice]],
         *,
         k: int,
+        most: int,
+        most_scored: int | None = None,
     ) -> None:
+        """Begin without rows.
+
+        Args:
+            queries: (Q, D) of length 1, the compared columns alone.
+            gallery: (N, D).
+            parts: the compared columns, each with its place in `queries`.
+            k: how many are wanted.
+            most: rows of a query, besides 4k, that are held undecided.
+            most_scored: float64 scores before the end after which a query is given up; None: never.
+        """
         self.queries = queries
         self.reader = _Reader(gallery)
-        self.parts = parts  # the compared columns, each with its place in `queries`
+        self.parts = parts
         self.k = k
+        self.most = most
+        self.most_scored = most_scored
         self.query: Rows = np.empty(0, np.int64)  # (P,) of each pair that is held, ascending
         self.row: Rows = np.empty(0, np.int64)  # (P,)
-        self.cosine = np.empty(0, np.float32)  # (P,)
-        self.kth = np.full(len(queries), -np.inf)  # best float32 cosine so far; -inf while not full
-        # A product of D terms is off by at most D roundings of its largest possible sum, 1; the
-        # length's by half of that (Higham 2002, 3.1). Real errors are far smaller.
-        self.error = (2 * queries.shape[1] + 16) * 2.0**-24
+        self.lowest = np.empty(0, np.float32)  # (P,) what its cosine is at least
+        self.highest = np.empty(0, np.float32)  # (P,) and at most
+        self.score = np.empty(0)  # (P,) what it is, by float64; NaN while nobody asked
+        # (Q,) what k rows reach for certain; -inf while there are fewer, inf of the hopeless.
+        self.floor = np.full(len(queries), -np.inf, np.float32)
+        self.scored = np.zeros(len(queries), np.int64)  # (Q,) in float64
 
-    def add(self, cosines: npt.NDArray[np.float32], rows: Rows) -> None:
-        """Take the best of `rows` (B,), whose `cosines` (Q, B) are off by at most the error."""
-        is_near = cosines >= self._bound()[:, None]
+    @property
+    def is_hopeless(self) -> npt.NDArray[np.bool_]:
+        """Which queries (Q,) were given up: no row is held for them."""
+        return np.isposinf(self.floor)
+
+    def near(
+        self, cosines: npt.NDArray[np.float32], errors: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.bool_]:
+        """Which (Q, B) may be among the best, after the floor has heard of the block."""
+        is_near: npt.NDArray[np.bool_] = cosines + errors >= self.floor[:, None]
         crowded = np.flatnonzero(np.count_nonzero(is_near, axis=1) > 2 * self.k + 64)
-        if len(crowded) and self.k < len(rows):
-            place = len(rows) - self.k
-            kth = np.partition(cosines[crowded], place, axis=1)[:, place]
-            self.kth[crowded] = np.maximum(self.kth[crowded], kth)
-            is_near[crowded] = cosines[crowded] >= self._bound()[crowded, None]
-        query, column = np.nonzero(is_near)
+        if len(crowded) and self.k < cosines.shape[1]:
+            place = cosines.shape[1] - self.k
+            wrong = errors[crowded] if errors.size > 1 else errors
+            kth = np.partition(cosines[crowded] - wrong, place, axis=1)[:, place]
+            self.floor[crowded] = np.maximum(self.floor[crowded], kth)
+            is_near[crowded] = cosines[crowded] + wrong >= self.floor[crowded, None]
+        return is_near
+
+    def add(
+        self,
+        cosines: npt.NDArray[np.float32],
+        rows: Rows,
+        errors: npt.NDArray[np.float32],
+    ) -> None:
+        """Take the best of `rows` (B,), whose `cosines` (Q, B) are off by at most `errors`.
+
+        The errors are (Q, B), or (1, 1) where all are the same.
+        """
+        query, column = np.nonzero(self.near(cosines, errors))
         if not len(query):
             return
+        near = cosines[query, column]
+        wrong = errors[query, column] if errors.size > 1 else errors[0]
         self.query = np.concatenate([self.query, query])
         self.row = np.concatenate([self.row, rows[column]])
-        self.cosine = np.concatenate([self.cosine, cosines[query, column]])
-        self._keep(np.lexsort((-self.cosine, self.query)))
-        starts = np.searchsorted(self.query, np.arange(len(self.queries) + 1))
-        full = np.flatnonzero(np.diff(starts) >= self.k)
-        self.kth[full] = np.maximum(self.kth[full], self.cosine[starts[full] + self.k - 1])
-        self._keep(self.cosine >= self._bound()[self.query])
-        held = np.bincount(self.query, minlength=len(self.queries))
-        alike = held > 4 * self.k + MOST_ALIKE
-        if alike.any():
-            self._settle(alike)
+        self.lowest = np.concatenate([self.lowest, near - wrong])
+        self.highest = np.concatenate([self.highest, near + wrong])
+        self.score = np.concatenate([self.score, np.full(len(near), np.nan)])
+        self._raise_floor()
+        for decide in (self._decide_best, self._settle):
+            crowded = np.bincount(self.query, minlength=len(self.queries)) > 4 * self.k + self.most
+            if crowded.any():
+                decide(crowded)
+        if self.most_scored is not None:
+            self.floor[self.scored > self.most_scored] = np.inf
+            self._keep(~self.is_hopeless[self.query])
 
     def finish(self) -> SearchResult:
-        """The best k of each query; nothing may be added after that."""
-        scores = self._settle(np.ones(len(self.queries), np.bool_))
+        """The best k of each query, zeros for the hopeless; nothing may be added after that."""
+        hopeful = ~self.is_hopeless
+        if self.most_scored is not None:  # bounds are wide: most of what is held can be dropped
+            self._decide_best(hopeful)
+        self._settle(hopeful)
         shape = (len(self.queries), self.k)
-        return SearchResult(self.row.reshape(shape), scores.reshape(shape).astype(np.float32))
+        result = SearchResult(np.zeros(shape, np.int64), np.zeros(shape, np.float32))
+        result.rows[hopeful] = self.row.reshape(-1, self.k)
+        result.scores[hopeful] = self.score.reshape(-1, self.k)
+        return result
 
-    def _bound(self) -> npt.NDArray[np.float32]:
-        """The float32 cosine (Q,) under which no row can be among the best k, never too high.
+    def _raise_floor(self) -> None:
+        """Sort what is held, by query and what it is at least, and drop what can't be among the
+        best."""
+        self._keep(np.lexsort((-self.lowest, self.query)))
+        starts = np.searchsorted(self.query, np.arange(len(self.queries) + 1))
+        full = np.flatnonzero(np.diff(starts) >= self.k)
+        self.floor[full] = np.maximum(self.floor[full], self.lowest[starts[full] + self.k - 1])
+        self._keep(self.highest >= self.floor[self.query])
 
-        k rows have float32 cosines of at least `kth`, so cosines of at least `kth` - error.
-        """
-        lowest = (self.kth - 2 * self.error).astype(np.float32)
-        below: npt.NDArray[np.float32] = np.nextafter(lowest, np.float32(-np.inf))
-        return below
+    def _decide_best(self, chosen: npt.NDArray[np.bool_]) -> None:
+        """Score the k that look best of the `chosen` queries (Q,), which raises the floor."""
+        place = np.arange(len(self.query)) - np.searchsorted(self.query, self.query)
+        self._decide(chosen[self.query] & (place < self.k))
+        self._raise_floor()
 
-    def _settle(self, settled: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-        """Keep the best k, by float64, of the queries that are `settled` (Q,).
+    def _decide(self, pairs: npt.NDArray[np.bool_]) -> None:
+        """Score those of the `pairs` (P,) that are not yet."""
+        pairs = pairs & np.isnan(self.score)
+        scores = self._score(self.query[pairs], self.row[pairs])
+        self.scored += np.bincount(self.query[pairs], minlength=len(self.queries))
+        self.score[pairs] = scores
+        self.lowest[pairs], self.highest[pairs] = scores - DECIDED, scores + DECIDED
 
-        Returns the float64 cosines of what is held, or, of other queries, the float32 ones.
-        """
-        scores = self.cosine.astype(np.float64)
-        pairs = settled[self.query]
-        scores[pairs] = self._score(self.query[pairs], self.row[pairs])
-        order = np.lexsort((self.row, -scores, self.query))
+    def _settle(self, settled: npt.NDArray[np.bool_]) -> None:
+        """Keep the best k, by float64, of the queries that are `settled` (Q,)."""
+        self._decide(settled[self.query])
+        order = np.lexsort((self.row, -self.score, self.query))
         place = np.arange(len(order)) - np.searchsorted(self.query, self.query)
-        order = order[(place < self.k) | ~settled[self.query]]
-        self._keep(order)
-        kept: npt.NDArray[np.float64] = scores[order]
-        return kept
+        self._keep(order[(place < self.k) | ~settled[self.query]])
 
     def _keep(self, chosen: npt.NDArray[Any]) -> None:
         self.query, self.row = self.query[chosen], self.row[chosen]
-        self.cosine = self.cosine[chosen]
+        self.lowest, self.highest = self.lowest[chosen], self.highest[chosen]
+        self.score = self.score[chosen]
 
     def _score(self, query: Rows, row: Rows) -> npt.NDArray[np.float64]:
         """The float64 cosines of pairs (P,), ascending by query."""
@@ -278,11 +425,7 @@ def _lengths(
         squared = np.zeros(len(values), np.float32)
         for part in parts:
             squared += _dots(values[:, part], values[:, part])
-    for row in rows[~(np.isfinite(squared) & (squared >= SHORTEST_SQUARED))][:1]:
-        raise DataError(
-            f"gallery row {row} (from 0) has no direction: zero, NaN, infinity or values too large "
-            "for float32; embed the gallery again, or leave that row out"
-        )
+    check_directions(squared, rows)
     lengths: npt.NDArray[np.float32] = np.sqrt(squared)
     return lengths
 
