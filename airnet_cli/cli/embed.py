@@ -60,6 +60,12 @@ def embed(
         Literal["float32", "float16"],
         typer.Option("--dtype", help="Store numbers so; float16 takes half of the room."),
     ] = "float32",
+    quantize: Annotated[
+        Literal["int8"] | None,
+        typer.Option(
+            "--quantize", help="Make an index too, as airnet index does: matches come quicker."
+        ),
+    ] = None,
     heads: Annotated[
         str | None,
         typer.Option(
@@ -122,6 +128,7 @@ def embed(
             model=checkpoint,
             runs_root=runs_root,
             dtype=dtype,
+            quantize=quantize,
             heads=None if heads is None else [name.strip() for name in heads.split(",")],
             flip=flip,
             batch_size=batch_size,

@@ -8,6 +8,8 @@ stem:
                     left out; and the SHA-256 of the CSV, of the matrix, and of itself. Written
                     last: where it is, the gallery is whole
 
+What `airnet index` made of an older gallery of that name is removed with it (`index.py`).
+
 `GalleryWriter` streams: rows go into a memory map under a temporary name, and a job that was
 stopped, or killed, goes on where it was. No torch here.
 """
@@ -225,7 +227,7 @@ def _map(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.floating[Any]]
 
 def _digest_of(path: Path) -> str:
     try:
-        return _file_digest(path)
+        return file_digest(path)
     except OSError as error:  # removed since it was mapped, for one
         raise DataError(f"gallery '{path}' can't be read: {why(error)}; {AGAIN}") from None
 
@@ -294,6 +296,15 @@ def images_of_stopped_job(path: Path) -> int:
 def gallery_files(path: Path) -> tuple[Path, ...]:
     """The files of a gallery `path`, and the journal of one that is being written."""
     return path, path.with_suffix(".csv"), path.with_suffix(".json"), _journal_of(path)
+
+
+INDEX_SUFFIXES = (".i8.json", ".i8.npy", ".i8.scales.npy", ".hnsw.json", ".hnsw.usearch")
+"""Of what `airnet index` writes beside a gallery; a record before the files that it vouches for."""
+
+
+def index_files(path: Path) -> tuple[Path, ...]:
+    """Where the indexes of a gallery `path` are, if it has some."""
+    return tuple(path.with_suffix(suffix) for suffix in INDEX_SUFFIXES)
 
 
 SYNC_SECONDS = 5.0
@@ -467,12 +478,14 @@ class GalleryWriter:
             self.sync()
             self._rows = None
             self._cut()
-            npy_sha256 = _file_digest(self._part)
+            npy_sha256 = file_digest(self._part)
             self._write_journal(npy_sha256)
             with replacing(self.path.with_suffix(".csv")) as table:
                 csv_sha256 = self._write_table(table)
                 # Until the new record stands there is none: never one that vouches for other files.
                 self._record.unlink(missing_ok=True)
+                for stale in index_files(self.path):
+                    stale.unlink(missing_ok=True)
                 self._part.replace(self.path)
             complete = {
                 "format": FORMAT,
@@ -557,7 +570,7 @@ class GalleryWriter:
             )
         finished = journal.get("npy_sha256")  # then it was killed while it put files in place
         is_placed = bool(finished) and not self._part.exists() and is_file(self.path)
-        if is_placed and _file_digest(self.path) == finished:
+        if is_placed and file_digest(self.path) == finished:
             self._record.unlink(missing_ok=True)
             self.path.replace(self._part)
         if not self._part.exists():
@@ -616,7 +629,7 @@ class GalleryWriter:
                     if row[0] not in skipped
                 ),
             )
-        return _file_digest(table)
+        return file_digest(table)
 
 
 @dataclass(frozen=True)
@@ -630,7 +643,8 @@ class _State:
     """Digest of sizes and times of the images that are done."""
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -21,6 +21,8 @@ from airnet_cli.core.data.sources import list_images
 from airnet_cli.core.drawing import MatchState, RankedMatch, RankedRow, draw_ranked_lists
 from airnet_cli.core.files import is_file, replacing, write_rows, write_text
 from airnet_cli.core.gallery import Gallery, read_gallery
+from airnet_cli.core.hnsw import HnswIndex
+from airnet_cli.core.index import IndexKind, has_index, read_int8_index
 from airnet_cli.core.milvus import Collection, MilvusPlace, gallery_place, open_collection
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.report import Section, write_report
@@ -31,6 +33,7 @@ from airnet_cli.core.retrieval.calibration import (
     read_calibration,
 )
 from airnet_cli.core.retrieval.conditions import Condition, allowed_rows, parse_condition
+from airnet_cli.core.retrieval.quantized import QuantizedRows
 from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
 from airnet_cli.core.retrieval.search import search
 from airnet_cli.core.runtime import DeviceName
@@ -43,6 +46,7 @@ from airnet_cli.workflows.runs import CHECKPOINT, Model, find_model
 JSON_VERSION = 1
 
 Verdict = Literal["same person", "unknown"]
+IndexChoice = Literal["auto", "none", "int8", "hnsw"]
 
 DEFAULT_FAR = 1e-3
 """The false-accept rate where the user names none: one pair of two people in a thousand passes."""
@@ -118,6 +122,10 @@ class Matching:
     """What was compared."""
     where: tuple[str, ...]
     reranked: bool
+    index: IndexKind | None
+    """What was searched before the floats; None: nothing but these."""
+    kernel: str | None
+    """What multiplied the int8 rows; None without them."""
     decision: Decision | None
     notes: tuple[str, ...]
     """What the user should know, a line each; why there is no verdict, for one."""
@@ -136,6 +144,8 @@ class Matching:
             "heads": list(self.heads),
             "where": list(self.where),
             "reranked": self.reranked,
+            "index": self.index,
+            "kernel": self.kernel,
             "decision": None
             if decision is None
             else {
@@ -162,6 +172,7 @@ def match(
     heads: Sequence[str] | None,
     where: Sequence[str],
     rerank: bool,
+    index: IndexChoice = "auto",
     checkpoint: Path | None,
     runs_root: Path,
     table: Path | None,
@@ -184,6 +195,7 @@ def match(
         heads: compare these heads of the gallery alone; None: all.
         where: conditions on the gallery's table, all of which a row must fulfil.
         rerank: order each query's nearest `RERANKED` rows by k-reciprocal neighbours.
+        index: an index of the gallery to search with; "auto": int8, where there is one.
         checkpoint: the run or checkpoint that embedded the gallery; None: found by the record.
         runs_root: where it is looked for.
         table: write the matches here as CSV.
@@ -196,7 +208,8 @@ def match(
 
     Raises:
         UsageError: options that contradict each other, a head or column that the gallery lacks.
-        DataError: a query or the gallery is missing or broken, or no row fulfils the conditions.
+        DataError: a query, the gallery or its index is missing or broken, or no row fulfils the
+            conditions.
         CheckpointError: the gallery's model is not to be found, or is another than the one given;
             a calibration was asked for that there is not.
     """
@@ -226,6 +239,7 @@ def match(
             f"--rerank looks at {RERANKING.k1} neighbours of each picture, and {rows_searched} "
             "rows are searched; leave it out"
         )
+    finder = _open_index(opened, index, parts=parts, is_free=not (conditions or rerank))
     given = _Queries(queries)
     _check_drawing(given, k, picture=picture, page=page)
 
@@ -242,6 +256,7 @@ def match(
     else:
         decision = Decision(threshold, None, None, None)
 
+    kernel: str | None = None
     groups: Iterable[tuple[slice, Gallery]] = [(slice(None), opened)]
     if collection is not None:
         nearest = max(k, RERANKED) if rerank else k
@@ -253,10 +268,22 @@ def match(
             near,
             tuple(parts.values()),
             allowed,
+            finder,
             k=k,
             rerank=rerank,
             progress=progress,
         )
+        kernel = found.kernel
+        if kernel in ("bfloat16", "float32"):
+            notes.append(
+                f"int8 rows are multiplied in {kernel}, the quickest that this machine has; "
+                "pip install 'airnet[ann]' brings a kernel that may be quicker"
+            )
+        if found.in_floats:
+            notes.append(
+                f"int8 could not tell enough rows apart for {found.in_floats} of {len(found.rows)} "
+                "queries, which were searched in floats"
+            )
         lists += [_matches(near, found, index, decision) for index in range(len(found.rows))]
     matching = Matching(
         gallery=place,
@@ -267,6 +294,8 @@ def match(
         heads=tuple(parts),
         where=tuple(str(condition) for condition in conditions),
         reranked=rerank,
+        index=_kind(finder),
+        kernel=kernel,
         decision=decision,
         notes=tuple(notes),
         queries=tuple(
@@ -304,6 +333,39 @@ def _count(
     return rows, searched
 
 
+def _open_index(
+    gallery: Gallery, index: IndexChoice, *, parts: dict[str, slice], is_free: bool
+) -> QuantizedRows | HnswIndex | None:
+    """The index that is to be used, whole and of this gallery.
+
+    Raises:
+        UsageError: it can't do what is asked for.
+        DataError: it is missing, broken, or of another gallery.
+    """
+    if not isinstance(gallery.path, Path):
+        if index in ("int8", "hnsw"):
+            raise UsageError(
+                f"--index {index}: '{gallery.path}' is searched by Milvus's own; leave it out"
+            )
+        return None
+    if index == "hnsw":
+        if not is_free or len(parts) < len(gallery.heads):
+            raise UsageError(
+                "--index hnsw finds rows by whole embeddings in the whole gallery; leave out "
+                "--where, --rerank and --heads, or use --index int8, which takes them all"
+            )
+        return HnswIndex(gallery)
+    if index == "int8" or (index == "auto" and has_index(gallery, "int8")):
+        return read_int8_index(gallery)
+    return None
+
+
+def _kind(finder: QuantizedRows | HnswIndex | None) -> IndexKind | None:
+    if finder is None:
+        return None
+    return "hnsw" if isinstance(finder, HnswIndex) else "int8"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
     """What was found for Q queries, best first."""
@@ -314,6 +376,10 @@ class _Found:
     """(Q, k)"""
     distances: npt.NDArray[np.float64] | None
     """(Q, k) after re-ranking."""
+    kernel: str | None
+    """What multiplied int8 rows, if there were some."""
+    in_floats: int
+    """Queries that int8 could not decide."""
 
 
 def _find(
@@ -321,21 +387,26 @@ def _find(
     gallery: Gallery,
     parts: Sequence[slice],
     allowed: npt.NDArray[np.bool_] | None,
+    finder: QuantizedRows | HnswIndex | None,
     *,
     k: int,
     rerank: bool,
     progress: Progress,
 ) -> _Found:
+    if isinstance(finder, HnswIndex):
+        near = finder.search(queries, k=k)
+        return _Found(near.rows, near.scores, None, None, 0)
     found = search(
         queries=queries,
         gallery_embeddings=gallery.embeddings,
         k=max(k, RERANKED) if rerank else k,
         allowed=allowed,
         parts=parts,
+        quantized=finder,
         progress=progress,
     )
     if not rerank:
-        return _Found(found.rows, found.scores, None)
+        return _Found(found.rows, found.scores, None, found.kernel, found.in_floats)
     columns = np.concatenate([np.arange(queries.shape[1])[part] for part in parts])
     distances = np.empty(found.rows.shape)
     for index, near in enumerate(found.rows):
@@ -348,7 +419,13 @@ def _find(
         progress("re-ranking", index + 1, len(distances), "queries")
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]  # ties: the higher cosine first
     query = np.arange(len(queries))[:, None]
-    return _Found(found.rows[query, order], found.scores[query, order], distances[query, order])
+    return _Found(
+        found.rows[query, order],
+        found.scores[query, order],
+        distances[query, order],
+        found.kernel,
+        found.in_floats,
+    )
 
 
 def _matches(

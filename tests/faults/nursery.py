@@ -31,6 +31,7 @@ MODULES = (
     "airnet_cli.workflows.variants",
     "airnet_cli.workflows.embed",
     "airnet_cli.workflows.collection",
+    "airnet_cli.workflows.index",
     "airnet_cli.workflows.prepare_data",
 )
 
