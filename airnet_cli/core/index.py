@@ -99,11 +99,23 @@ def read_int8_index(gallery: Gallery) -> QuantizedRows:
         np.float32,
         record.get("scales_sha256"),
     )
-    if not (np.isfinite(sizes) & (sizes >= 0)).all():
+    if not _are_sizes(sizes, len(gallery.heads)):
         raise DataError(
-            f"'{sizes_file}' has scales or errors that are negative or not finite; {again(path)}"
+            f"'{sizes_file}' has scales, lengths or errors that no row has; {again(path)}"
         )
     return QuantizedRows(values=values, sizes=sizes, parts=tuple(gallery.heads.values()))
+
+
+def _are_sizes(sizes: npt.NDArray[np.float32], heads: int) -> bool:
+    """Whether (N, 1 + 2H) numbers can be what `quantize` measured: then no cosine overflows."""
+    scale, lengths, errors = sizes[:, 0], sizes[:, 1 : 1 + heads], sizes[:, 1 + heads :]
+    if not (np.isfinite(sizes) & (sizes >= 0)).all():
+        return False
+    # A number is off by half a step at most, and by no more than itself.
+    longest = np.sqrt((lengths.astype(np.float64) ** 2).sum(axis=1))
+    is_scale = 127 * scale.astype(np.float64) <= longest * 1.001 + 1e-40
+    is_error = errors.astype(np.float64) <= lengths.astype(np.float64) * 1.001 + 1e-40
+    return bool(is_scale.all() and is_error.all())
 
 
 def check_indexable(gallery: Gallery) -> Path:

@@ -159,7 +159,9 @@ class Screen:
             for run, part in zip(self.runs[1:], vectors[1:], strict=True):
                 product += self.kernel.multiply(values[:, run], part)
             scale = self.rows.sizes[near, 0] / self._lengths(near)
-            product *= scale[:, None].astype(np.float32)
+            # More than 2 where compared heads are next to nothing beside others: int8 has them as
+            # zeros, which must not meet infinity.
+            product *= np.minimum(scale, 2)[:, None].astype(np.float32)
             np.multiply(
                 product.T, step.astype(np.float32), out=cosines[:, begin : begin + len(near)]
             )

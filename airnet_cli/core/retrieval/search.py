@@ -115,7 +115,8 @@ def search(
         progress: told after each block.
 
     Raises:
-        DataError: the widths differ, or a row has no direction: zero, NaN or infinity.
+        DataError: the widths differ, or a row has no direction: zero, NaN or infinity; or its
+            int8 row is of another.
     """
     if k < 1 or (block_rows is not None and block_rows < 1):
         raise ValueError(f"k and block_rows are at least 1, got {k} and {block_rows}")
@@ -368,6 +369,15 @@ class _Best:
         pairs = pairs & np.isnan(self.score)
         scores = self._score(self.query[pairs], self.row[pairs])
         self.scored += np.bincount(self.query[pairs], minlength=len(self.queries))
+        if self.most_scored is not None:  # of int8 rows that a file says are these
+            wrong = (scores < self.lowest[pairs] - DECIDED) | (
+                scores > self.highest[pairs] + DECIDED
+            )
+            for row in self.row[pairs][wrong][:1]:
+                raise DataError(
+                    f"gallery row {row} (from 0) is not what its int8 row says: the gallery or its "
+                    "index is damaged; make the index again with `airnet index`"
+                )
         self.score[pairs] = scores
         self.lowest[pairs], self.highest[pairs] = scores - DECIDED, scores + DECIDED
 
