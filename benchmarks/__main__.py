@@ -17,7 +17,17 @@ import torch
 import airnet_cli
 from benchmarks.measure import Row, Sizes, to_json
 
-PATHS = ("pooling", "startup", "train_step", "embed", "runtimes", "match", "rerank", "evaluate")
+PATHS = (
+    "pooling",
+    "startup",
+    "train_step",
+    "embed",
+    "runtimes",
+    "match",
+    "index",
+    "rerank",
+    "evaluate",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,7 +12,17 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.parametrize(
     "path",
-    ["pooling", "startup", "train_step", "embed", "runtimes", "match", "rerank", "evaluate"],
+    [
+        "pooling",
+        "startup",
+        "train_step",
+        "embed",
+        "runtimes",
+        "match",
+        "index",
+        "rerank",
+        "evaluate",
+    ],
 )
 @pytest.mark.slow
 def test_each_path_is_measured(path):
