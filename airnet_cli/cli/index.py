@@ -28,7 +28,7 @@ def index(
     ] = "int8",
     json: JsonOption = False,
 ) -> None:
-    """Make an index of a gallery, by which large ones are searched quicker.
+    """Make an index of a gallery, for quicker matches.
 
     Example: airnet index gallery.npy
     """
