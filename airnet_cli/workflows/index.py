@@ -61,7 +61,9 @@ def make_index(gallery: Path | str, *, kind: IndexKind, progress: Progress = sil
             "gallery"
         )
     if place.is_dir():
-        raise UsageError(f"'{place}' is a folder; give the .npy file of a gallery")
+        raise UsageError(
+            f"'{place}' is a folder; an index is made of a gallery in one file: give its .npy file"
+        )
     opened = read_gallery(place)
     with holding_output(place) as is_ours:
         if not is_ours:

@@ -342,10 +342,11 @@ def _open_index(
         UsageError: it can't do what is asked for.
         DataError: it is missing, broken, or of another gallery.
     """
-    if not isinstance(gallery.path, Path):
+    if not isinstance(gallery.path, Path) or gallery.path.is_dir():
         if index in ("int8", "hnsw"):
             raise UsageError(
-                f"--index {index}: '{gallery.path}' is searched by Milvus's own; leave it out"
+                f"--index {index} is for galleries in one file, and '{gallery.path}' is another "
+                "kind; leave it out"
             )
         return None
     if index == "hnsw":

@@ -310,5 +310,5 @@ def test_an_index_may_be_made_at_once(shop: Path, untrained_run: Path) -> None:
     made = [path.read_bytes() for path in index_files(Path("gallery.npy"))[:3]]
     make_index(Path("gallery.npy"), kind="int8")
     assert [path.read_bytes() for path in index_files(Path("gallery.npy"))[:3]] == made
-    with pytest.raises(UsageError, match="--quantize int8: Milvus"):
+    with pytest.raises(UsageError, match="of a gallery in one file"):
         run_embed(untrained_run, "gallery", quantize="int8", output="milvus://localhost:1/people")
