@@ -88,7 +88,17 @@ class HnswIndex:
             ) from None
         self.gallery = gallery
         self._index = _new_index(gallery.embeddings.shape[1])
-        self._index.load(str(graph))
+        rows, width = gallery.embeddings.shape
+        try:
+            self._index.load(str(graph))
+        except (RuntimeError, ValueError) as error:
+            told = " ".join(str(error).split())
+            raise DataError(f"'{graph}' can't be read: {told}; {again(path, 'hnsw')}") from None
+        if (len(self._index), self._index.ndim) != (rows, width):
+            raise DataError(
+                f"'{graph}' is of {len(self._index):,} x {self._index.ndim:,} numbers and the "
+                f"gallery of {rows:,} x {width:,}; {again(path, 'hnsw')}"
+            )
         self._index.expansion_search = EXPANSION_SEARCH
 
     def search(self, queries: npt.NDArray[np.floating[Any]], *, k: int) -> SearchResult:

@@ -78,6 +78,22 @@ def test_a_graph_that_was_changed_is_refused(tmp_path, write_gallery):
         hnsw.HnswIndex(read_gallery(gallery.path))
 
 
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"no graph at all", "can't be read"), (None, "and the gallery of 40 x")]
+)
+def test_graphs_of_strangers(tmp_path, write_gallery, content, told):
+    """With the right hash: no graph, or that of a gallery with other rows."""
+    pytest.importorskip("usearch", reason="needs usearch: pip install 'airnet[ann]'")
+    gallery = write_gallery(tmp_path / "g.npy", rows=40)
+    other = write_gallery(tmp_path / "other.npy", rows=20)
+    hnsw.make_hnsw_index(other)
+    graph = index_files(gallery.path)[4]
+    graph.write_bytes(index_files(other.path)[4].read_bytes() if content is None else content)
+    hnsw.write_record(gallery, "hnsw", {"graph_sha256": hnsw.file_digest(graph), "measured": {}})
+    with pytest.raises(DataError, match=told):
+        hnsw.HnswIndex(gallery)
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_tiny_galleries(tmp_path, write_gallery, rows):
     """Fewer rows than are looked at."""

@@ -54,6 +54,12 @@ class Kernel:
     """Of the result, as a share of it."""
     adding: float
     """Of each of the d additions, as a share of the product of the two vectors' lengths."""
+    most_shared: int
+    """Queries up to which it works in the caller's thread, so that several may share the rows."""
+
+    def threads(self, num_queries: int) -> int:
+        """Among how many threads the rows are to be shared out."""
+        return torch.get_num_threads() if num_queries <= self.most_shared else 1
 
     def error(self, width: int) -> float:
         """How wrong a result may be, as a share of the product of the two vectors' lengths."""
@@ -113,13 +119,13 @@ def _case(
 
 
 def _seconds(kernel: Kernel, rows: Integers, queries: Integers) -> float:
-    """The fastest of three turns, after one to warm up."""
+    """The fastest of three turns, after one to warm up; a thread's share, where several share."""
     turns = []
     for _ in range(4):
         started = time.perf_counter()
         kernel.multiply(rows, queries)
         turns.append(time.perf_counter() - started)
-    return min(turns[1:])
+    return min(turns[1:]) / kernel.threads(len(queries))
 
 
 def _numkong() -> Kernel:
@@ -131,7 +137,7 @@ def _numkong() -> Kernel:
         packed = numkong.dots_pack(np.ascontiguousarray(queries), dtype="int8")
         return np.asarray(numkong.dots_packed(rows, packed)).astype(np.float32)
 
-    return Kernel("numkong", multiply, 0.0, 0.0)
+    return Kernel("numkong", multiply, 0.0, 0.0, 2**31)
 
 
 def _torch() -> Kernel:
@@ -141,7 +147,7 @@ def _torch() -> Kernel:
         found: Product = product(_tensor(rows), _tensor(queries).T).numpy().astype(np.float32)
         return found
 
-    return Kernel("torch", multiply, 0.0, 0.0)
+    return Kernel("torch", multiply, 0.0, 0.0, 0)
 
 
 def _bfloat16() -> Kernel:
@@ -154,7 +160,7 @@ def _bfloat16() -> Kernel:
         return found
 
     # 8 bits of a number; sums are float32's.
-    return Kernel("bfloat16", multiply, 2.0**-8, 2.0**-24)
+    return Kernel("bfloat16", multiply, 2.0**-8, 2.0**-24, 0)
 
 
 def _float32() -> Kernel:
@@ -171,7 +177,7 @@ def _float32() -> Kernel:
                 np.matmul(piece, vectors.T, out=found[begin:end])
         return found
 
-    return Kernel("float32", multiply, 0.0, 2.0**-24)
+    return Kernel("float32", multiply, 0.0, 2.0**-24, FEW)
 
 
 def _pieces(rows: Integers) -> list[tuple[int, int]]:

@@ -18,6 +18,7 @@ block, H heads.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,7 +117,6 @@ class Screen:
         lower = [part - self.step / LOW * low for part, low in zip(left, self.low, strict=True)]
         self.coarse_error = _length(np.concatenate(left, axis=1))  # (Q,)
         self.fine_error = _length(np.concatenate(lower, axis=1))  # (Q,)
-        self._room = np.empty((0, rows.values.shape[1]), np.int8)
 
     def compare(self, rows: Rows) -> tuple[npt.NDArray[np.float32], Errors]:
         """The cosines (Q, B) with `rows` (B,), and by how much each is wrong at most.
@@ -152,8 +152,11 @@ class Screen:
     ) -> npt.NDArray[np.float32]:
         """(V, B) of int8 vectors, given for each run, and their steps (V, 1)."""
         cosines = np.empty((len(step), len(rows)), np.float32)
-        for begin in range(0, len(rows), PIECE_ROWS):
-            near = rows[begin : begin + PIECE_ROWS]  # (R,)
+        threads = self.kernel.threads(len(step))
+        piece = max(1, min(PIECE_ROWS, -(-len(rows) // threads)))
+
+        def compare(begin: int) -> None:
+            near = rows[begin : begin + piece]  # (R,)
             values = self._take(near)
             product = self.kernel.multiply(values[:, self.runs[0]], vectors[0])  # (R, V)
             for run, part in zip(self.runs[1:], vectors[1:], strict=True):
@@ -165,6 +168,15 @@ class Screen:
             np.multiply(
                 product.T, step.astype(np.float32), out=cosines[:, begin : begin + len(near)]
             )
+
+        begins = range(0, len(rows), piece)
+        if threads == 1:
+            for begin in begins:
+                compare(begin)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                for finished in [pool.submit(compare, begin) for begin in begins]:
+                    finished.result()
         return cosines
 
     def _lengths(self, rows: Rows) -> npt.NDArray[np.float64]:
@@ -193,15 +205,11 @@ class Screen:
         return np.add(by_query[:, None], by_row[None, :], dtype=np.float32)
 
     def _take(self, rows: Rows) -> npt.NDArray[np.int8]:
-        """The int8 values (B, D), valid until the next call; a view where rows are adjacent."""
+        """The int8 values (B, D); a view where rows are adjacent."""
         first, last = int(rows[0]), int(rows[-1])
         if last - first + 1 == len(rows):  # ascending, each once
             return np.asarray(self.rows.values[first : last + 1])
-        if len(self._room) < len(rows):
-            self._room = np.empty((len(rows), self._room.shape[1]), np.int8)
-        values = self._room[: len(rows)]
-        np.take(self.rows.values, rows, axis=0, out=values, mode="clip")  # "raise" takes a copy
-        return values
+        return np.asarray(self.rows.values[rows])
 
 
 def _runs(parts: Sequence[slice]) -> list[slice]:

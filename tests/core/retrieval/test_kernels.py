@@ -52,7 +52,7 @@ def missing():
 
 
 def made(multiply):
-    return lambda: Kernel("numkong", multiply, 0.0, 0.0)
+    return lambda: Kernel("numkong", multiply, 0.0, 0.0, 0)
 
 
 @pytest.mark.parametrize("num_queries", [1, 100])

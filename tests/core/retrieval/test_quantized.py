@@ -94,10 +94,14 @@ def test_heads_and_chosen_rows(kind, share, num_queries, heads):
     same(found, search(**given))
 
 
-def test_pieces_of_a_block_change_nothing(monkeypatch):
-    """Rows that are multiplied in many pieces, also a single one that is left over."""
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("num_queries", [2, 9])
+def test_pieces_of_a_block_change_nothing(monkeypatch, threads, num_queries):
+    """Rows that are multiplied in many pieces, by several threads, the last one alone."""
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     gallery = features(1, 301, "clusters")
-    given = {"queries": features(2, 9, "clusters"), "gallery_embeddings": gallery, "k": 12}
+    queries = features(2, num_queries, "clusters")
+    given = {"queries": queries, "gallery_embeddings": gallery, "k": 12}
     monkeypatch.setattr(quantized_module, "PIECE_ROWS", 50)
     same(search(**given, quantized=indexed(gallery)), search(**given))
 
