@@ -161,6 +161,7 @@ USES = (
     "evaluate --calibrate --json",
     "compare {runs}",
     "embed shop -o gallery.npy",
+    "index gallery.npy",
     "gallery count gallery.npy",
     "match shop/anna/1.png --gallery gallery.npy --html match.html --picture match.png",
     "embed shop -o people --append",
@@ -174,6 +175,11 @@ USES = (
 WITH_OPENVINO = (
     "export {run} --format openvino --images shop/bert",
     "embed shop -o by-openvino.npy --runtime openvino",
+)
+WITH_USEARCH = (
+    "embed shop -o with-graph.npy --quantize int8",
+    "index with-graph.npy --kind hnsw",
+    "match shop/anna/1.png --gallery with-graph.npy --index hnsw",
 )
 
 
@@ -213,7 +219,9 @@ def test_commands_open_no_connection(offline, tiny_data_root, tiny_run, tiny_ove
         "runs": runs,
         "run": runs / tiny_run.name,
     }
-    uses = USES if find_spec("openvino") is None else (*USES, *WITH_OPENVINO)
+    uses = [*USES]
+    uses += WITH_OPENVINO if find_spec("openvino") else ()
+    uses += WITH_USEARCH if find_spec("usearch") else ()
     done = offline.run(*(each.format(**words) for each in uses))
     assert (done.returncode, offline.tried) == (0, ""), done.stderr
 
