@@ -33,6 +33,7 @@ from airnet_cli.core.retrieval.calibration import (
     read_calibration,
 )
 from airnet_cli.core.retrieval.conditions import Condition, allowed_rows, parse_condition
+from airnet_cli.core.retrieval.kernels import is_worthwhile
 from airnet_cli.core.retrieval.quantized import QuantizedRows
 from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
 from airnet_cli.core.retrieval.search import search
@@ -239,11 +240,17 @@ def match(
             f"--rerank looks at {RERANKING.k1} neighbours of each picture, and {rows_searched} "
             "rows are searched; leave it out"
         )
-    finder = _open_index(opened, index, parts=parts, is_free=not (conditions or rerank))
     given = _Queries(queries)
+    finder, unused = _open_index(
+        opened,
+        index,
+        parts=parts,
+        is_free=not (conditions or rerank),
+        num_queries=len(given.names),
+    )
     _check_drawing(given, k, picture=picture, page=page)
 
-    notes = list(given.check_features(opened))
+    notes = [*given.check_features(opened), *([unused] if unused else [])]
     model, why_not = _find_model(opened, checkpoint, runs_root)
     if given.images and model is None:
         raise CheckpointError(why_not)
@@ -334,9 +341,14 @@ def _count(
 
 
 def _open_index(
-    gallery: Gallery, index: IndexChoice, *, parts: dict[str, slice], is_free: bool
-) -> QuantizedRows | HnswIndex | None:
-    """The index that is to be used, whole and of this gallery.
+    gallery: Gallery,
+    index: IndexChoice,
+    *,
+    parts: dict[str, slice],
+    is_free: bool,
+    num_queries: int,
+) -> tuple[QuantizedRows | HnswIndex | None, str]:
+    """The index that is to be used, whole and of this gallery; or None, and why one is not used.
 
     Raises:
         UsageError: it can't do what is asked for.
@@ -348,17 +360,22 @@ def _open_index(
                 f"--index {index} is for galleries in one file, and '{gallery.path}' is another "
                 "kind; leave it out"
             )
-        return None
+        return None, ""
     if index == "hnsw":
         if not is_free or len(parts) < len(gallery.heads):
             raise UsageError(
                 "--index hnsw finds rows by whole embeddings in the whole gallery; leave out "
                 "--where, --rerank and --heads, or use --index int8, which takes them all"
             )
-        return HnswIndex(gallery)
-    if index == "int8" or (index == "auto" and has_index(gallery, "int8")):
-        return read_int8_index(gallery)
-    return None
+        return HnswIndex(gallery), ""
+    if index == "auto" and has_index(gallery, "int8"):
+        if is_worthwhile(gallery.embeddings.shape[1], num_queries):
+            return read_int8_index(gallery), ""
+        return None, (
+            f"{num_queries:,} queries are searched in floats, which takes no longer than int8 on "
+            "this machine; --index int8 insists"
+        )
+    return (read_int8_index(gallery) if index == "int8" else None), ""
 
 
 def _kind(finder: QuantizedRows | HnswIndex | None) -> IndexKind | None:

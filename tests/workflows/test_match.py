@@ -515,8 +515,9 @@ def test_a_picture_that_is_none(embedded: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def crowd(world: World) -> World:
-    """The world with a gallery of 600 rows and 20 queries."""
+def crowd(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The world with a gallery of 600 rows and 20 queries, for which int8 is worth while."""
+    monkeypatch.setattr("airnet_cli.workflows.match.is_worthwhile", lambda *_: True)
     random = np.random.default_rng(4)
     people = random.standard_normal((60, 24))
     world.embeddings = (people[np.arange(600) % 60] + random.standard_normal((600, 24)) / 3).astype(
@@ -537,14 +538,23 @@ def crowd(world: World) -> World:
         pytest.param({"rerank": True}, id="re-ranked"),
     ],
 )
-def test_an_int8_index_changes_no_answer(crowd: World, changes: dict[str, Any]) -> None:
-    """It is used by itself, and said so; rows, scores and distances are the same."""
+def test_an_int8_index_changes_no_answer(
+    crowd: World, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is used by itself where it saves time, and said so; rows, scores, distances: the same."""
     queries = crowd.folder / "queries.npy"
     plain = crowd.match(queries, threshold=0.5, **changes)
     assert (plain.index, plain.kernel) == (None, None)
     make_index(crowd.gallery, kind="int8")
-    for choice in ("auto", "int8"):
+    for choice, is_worthwhile in (("auto", True), ("auto", False), ("int8", False)):
+        monkeypatch.setattr(
+            "airnet_cli.workflows.match.is_worthwhile", lambda *_, told=is_worthwhile: told
+        )
         found = crowd.match(queries, threshold=0.5, index=choice, **changes)
+        if choice == "auto" and not is_worthwhile:
+            assert (found.index, found.queries) == (None, plain.queries)
+            assert any(note.startswith("20 queries are searched in floats") for note in found.notes)
+            continue
         assert found.index == "int8"
         assert found.kernel is not None
         assert found.queries == plain.queries

@@ -39,6 +39,9 @@ WIDEST = 2**31 // 127**2
 FEW = 8
 """Queries up to which reading the rows is most of the work."""
 
+WORTHWHILE_SHARE = 0.7
+"""Of the time of floats, that a kernel may take for many queries."""
+
 PIECE_VALUES = 2**19
 """Of a piece that is made float32 or bfloat16: what is done with it finds it in the cache."""
 
@@ -48,7 +51,7 @@ class Kernel:
     """One way to multiply."""
 
     name: KernelName
-    multiply: Callable[[Integers, Integers], Product]
+    multiply: Callable[[npt.NDArray[Any], npt.NDArray[Any]], Product]
     """Rows (R, d), whose columns are adjacent, and queries (Q, d) to (R, Q)."""
     rounding: float
     """Of the result, as a share of it."""
@@ -71,6 +74,15 @@ def choose_kernel(width: int, num_queries: int) -> Kernel:
     if width > WIDEST:
         return _float32()
     return _quickest(num_queries <= FEW)
+
+
+def is_worthwhile(width: int, num_queries: int) -> bool:
+    """Whether products with int8 rows of `width` columns take less time than with float32 rows.
+
+    Of a few queries always: reading the rows is the work. Of many where the kernel is quicker than
+    NumPy's product of floats, by more than what is done besides with errors and doubtful rows.
+    """
+    return num_queries <= FEW or _share_of_floats(width <= WIDEST) < WORTHWHILE_SHARE
 
 
 def kernel_of(name: KernelName) -> Kernel:
@@ -103,6 +115,16 @@ def _quickest(is_few: bool) -> Kernel:
     return best
 
 
+@functools.cache
+def _share_of_floats(has_choice: bool) -> float:
+    """The quickest kernel's time for many queries, as a share of that of the product of floats."""
+    rows, queries, *_ = _case(8 * FEW)
+    kernel = _quickest(False) if has_choice else _float32()
+    floats = Kernel("float32", lambda left, right: left @ right.T, 0.0, 0.0, 0)
+    wide, wide_queries = rows.astype(np.float32), queries.astype(np.float32)
+    return _seconds(kernel, rows, queries) / _seconds(floats, wide, wide_queries)
+
+
 def _case(
     num_queries: int,
 ) -> tuple[Integers, Integers, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -118,7 +140,7 @@ def _case(
     return rows, queries, expected, np.sqrt(np.outer(squared, query_squared))
 
 
-def _seconds(kernel: Kernel, rows: Integers, queries: Integers) -> float:
+def _seconds(kernel: Kernel, rows: npt.NDArray[Any], queries: npt.NDArray[Any]) -> float:
     """The fastest of three turns, after one to warm up; a thread's share, where several share."""
     turns = []
     for _ in range(4):

@@ -38,9 +38,12 @@ def test_a_product_is_as_wrong_as_it_says(name, num_queries, width):
 @pytest.fixture
 def fresh():
     """What was chosen for this machine is forgotten, before and after."""
-    kernels._quickest.cache_clear()
+    remembered = (kernels._quickest, kernels._share_of_floats)
+    for function in remembered:
+        function.cache_clear()
     yield
-    kernels._quickest.cache_clear()
+    for function in remembered:
+        function.cache_clear()
 
 
 def pretend(monkeypatch, **makers):
@@ -96,3 +99,16 @@ def test_torch_without_its_product_is_no_kernel(monkeypatch):
     monkeypatch.delattr(torch, "_int_mm")
     with pytest.raises(AttributeError):
         kernel_of("torch")
+
+
+def test_int8_is_worth_while_where_it_is_quicker_than_floats(fresh, monkeypatch):
+    """Always for a few queries; for many by a kernel that beats NumPy's product of floats."""
+    expected = kernels._case(64)[2].astype(np.float32)
+    pretend(monkeypatch, numkong=made(lambda rows, queries: expected), torch=missing)
+    assert kernels.is_worthwhile(2048, 100)
+    kernels._quickest.cache_clear()
+    kernels._share_of_floats.cache_clear()
+    pretend(monkeypatch, numkong=missing, torch=missing)
+    monkeypatch.setattr(kernels, "has_native_bfloat16", lambda device: False)
+    assert not kernels.is_worthwhile(2048, 100)  # float32, and int8 made float32 before that
+    assert kernels.is_worthwhile(2048, kernels.FEW)
