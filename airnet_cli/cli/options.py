@@ -16,6 +16,15 @@ def complete_preset(incomplete: str) -> list[str]:
     return [name for name in preset_names() if name.startswith(incomplete)]
 
 
+def place(text: str) -> Path | str:
+    """A path; or, where it is one, a URL as it stands.
+
+    >>> place("s3://bucket/crops"), place("crops").name
+    ('s3://bucket/crops', 'crops')
+    """
+    return text if "://" in text else Path(text)
+
+
 DataRootOption = Annotated[
     Path,
     typer.Option(

@@ -120,7 +120,7 @@ def joining(device: torch.device) -> Iterator[Team]:
     if launched_size() == 1:
         yield ALONE
         return
-    _take_device(device)
+    take_device(device)
     with naming_the_lost():
         _connect("nccl" if device.type == "cuda" else "gloo")
         try:
@@ -176,9 +176,20 @@ def _set_timeout(timeout: timedelta) -> None:
         dist.distributed_c10d._set_pg_timeout(timeout)
 
 
-def _take_device(device: torch.device) -> None:
+def launched_member() -> int:
+    """Which of the processes that torchrun started this one is, from 0; 0 without it."""
+    return int(os.environ["RANK"]) if launched_size() > 1 else 0
+
+
+def take_device(device: torch.device) -> None:
+    """Have this process, one of those that torchrun started, use the GPU of its number.
+
+    Raises:
+        RuntimeSetupError: more processes on this machine than GPUs, or a device of which a machine
+            has but one.
+    """
     if device.type == "mps":
-        raise RuntimeSetupError("device 'mps' trains in one process; leave torchrun out")
+        raise RuntimeSetupError("device 'mps' is for one process; leave torchrun out")
     if device.type == "cuda":
         there, here = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
         if here > there:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -90,6 +91,35 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def create(path: Path, content: bytes) -> bool:
+    """Write a file that is not there yet, whole or not at all; False where there is one already.
+
+    Of several processes that try at once, on several machines too, one alone gets True. On a file
+    system without hard links the last one of those wins, so they should write the same.
+
+    Raises:
+        OutputError: the system refused.
+    """
+    if path.exists():
+        return False
+    whole = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
+    try:
+        with replacing(whole) as temporary:
+            temporary.write_bytes(content)
+        try:
+            path.hardlink_to(whole)
+        except FileExistsError:
+            return False
+        except OSError:
+            whole.replace(path)
+        return True
+    except OSError as error:
+        raise OutputError(f"can't write '{path}': {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            whole.unlink(missing_ok=True)
 
 
 PART = ".part"

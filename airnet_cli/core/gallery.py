@@ -285,6 +285,24 @@ class Listing:
         return digest.hexdigest()
 
 
+def npy_header(rows: int, dimensions: int, dtype: npt.DTypeLike) -> bytes:
+    """What NumPy writes before a matrix: of the same length for any number of rows."""
+    file = io.BytesIO()
+    described = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": (rows, dimensions),
+    }
+    np.lib.format.write_array_header_1_0(file, described)
+    return file.getvalue()
+
+
+def npy_bytes(rows: int, dimensions: int, dtype: npt.DTypeLike) -> int:
+    """The size of the .npy file of a matrix."""
+    header = npy_header(rows, dimensions, dtype)
+    return len(header) + rows * dimensions * np.dtype(dtype).itemsize
+
+
 def images_of_stopped_job(path: Path) -> int:
     """How many images a job that was to write the gallery `path` had done when it was stopped."""
     try:
@@ -330,6 +348,7 @@ class GalleryWriter:
         dtype: DTypeName,
         settings: Mapping[str, Any],
         resume: bool,
+        folder: Path | None = None,
     ) -> None:
         """Begin, or go on with, the gallery `path` (its .npy file).
 
@@ -340,6 +359,7 @@ class GalleryWriter:
             dtype: of the file.
             settings: JSON values; where they differ, rows would: then a job can't be gone on with.
             resume: go on with a stopped job, if there is one.
+            folder: what the listing's paths are relative to; None: the folder of `path`.
 
         Raises:
             DataError: no room or no permission; `resume` of a job with other images or settings,
@@ -347,6 +367,7 @@ class GalleryWriter:
         """
         self.path = path
         self._listing = listing
+        self._folder = path.parent if folder is None else folder
         self._shape = (len(listing.paths), dimensions)
         self._dtype = np.dtype(DTYPES[dtype])
         self._part = path.with_name(f".{path.name}.part")
@@ -456,6 +477,7 @@ class GalleryWriter:
         record: Mapping[str, Any],
         *,
         published: Callable[[dict[str, Any]], None] = lambda _: None,
+        may_be_empty: bool = False,
     ) -> dict[str, Any]:
         """Put the three files into their places; the complete record, as in the .json file.
 
@@ -463,12 +485,14 @@ class GalleryWriter:
             record: what made the rows.
             published: called with the complete record when the files are in their places, and the
                 job can still be gone on with if that fails.
+            may_be_empty: whether a gallery without rows is one.
 
         Raises:
-            DataError: no image could be read, or the files can't be written.
+            DataError: no image could be read, unless it `may_be_empty`, or the files can't be
+                written.
         """
         assert self.done == self._shape[0], "a gallery is finished when all images are done"
-        if not self.rows:
+        if not self.rows and not may_be_empty:
             first = self.skipped[0]
             raise DataError(
                 f"none of {self.done:,} images could be read; the first: '{first['path']}', "
@@ -586,7 +610,7 @@ class GalleryWriter:
         """A digest of sizes and times of the images `indices`, carried on from `digest`."""
         for index in indices:
             try:
-                stat = (self.path.parent / self._listing.paths[index]).stat()
+                stat = (self._folder / self._listing.paths[index]).stat()
                 seen = f"{digest} {stat.st_size} {stat.st_mtime_ns}"
             except OSError:
                 seen = f"{digest} missing"
@@ -594,19 +618,10 @@ class GalleryWriter:
         return digest
 
     def _header(self, rows: int) -> bytes:
-        """What NumPy writes before `rows` rows: of the same length for any number of rows."""
-        file = io.BytesIO()
-        described = {
-            "descr": np.lib.format.dtype_to_descr(self._dtype),
-            "fortran_order": False,
-            "shape": (rows, self._shape[1]),
-        }
-        np.lib.format.write_array_header_1_0(file, described)
-        return file.getvalue()
+        return npy_header(rows, self._shape[1], self._dtype)
 
     def _bytes(self, rows: int) -> int:
-        """The size of the file with `rows` rows."""
-        return len(self._header(rows)) + rows * self._shape[1] * self._dtype.itemsize
+        return npy_bytes(rows, self._shape[1], self._dtype)
 
     def _cut(self) -> None:
         """Leave out the room for images that could not be read."""

@@ -171,7 +171,7 @@ def embed(
             "another kind; leave it out"
         )
     if data_name is not None and split is not None:
-        sources = _prepared(data_root, data_name, split)
+        sources = prepared_images(data_root, data_name, split)
     else:
         sources = list_images(inputs, must_exist=on_bad_image == "error")
     found = find_model(model, runs_root)
@@ -249,17 +249,17 @@ class _Job:
                 Listing(paths, sources.columns),
                 dimensions=embedder.dimensions,
                 dtype=self.dtype,
-                settings=_settings(embedder),
+                settings=job_settings(embedder),
                 resume=self.resume,
             ) as writer:
                 before = writer.done
                 if before:
                     self.noted(f"going on after {before:,} of {len(sources.paths):,} images")
                 started = time.perf_counter()
-                reading, network = _write_rows(
+                reading, network = write_rows(
                     embedder, sources, writer, self.on_bad_image, self.progress
                 )
-                record = writer.finish(_record(embedder, self.model), published=published)
+                record = writer.finish(gallery_record(embedder, self.model), published=published)
                 total = time.perf_counter() - started
         except KeyboardInterrupt:
             done = images_of_stopped_job(output)
@@ -306,7 +306,7 @@ def _append(job: _Job, folder: Path) -> EmbeddedGallery:
     with _folder(folder), changing(folder) as manifest:
         known: list[str] = []
         if manifest is not None:
-            made = _record(job.embedder, job.model)
+            made = gallery_record(job.embedder, job.model)
             made |= {"dimensions": job.embedder.dimensions, "dtype": job.dtype}
             check_appendable(folder, manifest, made)
             known = image_keys(read_columns(folder, manifest)["path"])
@@ -355,7 +355,7 @@ def _embed_into_collection(
     progress: Progress,
 ) -> EmbeddedGallery:
     """Embed into Milvus; others may do so at the same time, each with images of their own."""
-    record = _record(embedder, model)
+    record = gallery_record(embedder, model)
     del record["versions"]  # of one job; a collection outlives many
     collection = make_collection(
         place,
@@ -388,7 +388,7 @@ def _embed_into_collection(
     )
     try:
         with writer:
-            reading, network = _write_rows(embedder, chosen, writer, on_bad_image, progress)
+            reading, network = write_rows(embedder, chosen, writer, on_bad_image, progress)
     except KeyboardInterrupt:
         noted(f"{writer.done:,} images are done; go on with the same command and --resume")
         raise
@@ -434,14 +434,22 @@ class _Writer(Protocol):
     ) -> None: ...
 
 
-def _write_rows(
+def write_rows(
     embedder: Embedder,
     sources: Sources,
     writer: _Writer,
     on_bad_image: OnBadImage,
     progress: Progress,
+    names: Sequence[object] | None = None,
 ) -> tuple[float, float]:
-    """Embed what the writer has not got yet; the seconds of reading and of the network."""
+    """Embed what the writer has not got yet; the seconds of reading and of the network.
+
+    Errors call the images by `names`, where they are not those of the files.
+
+    Raises:
+        DataError: an image can't be read (unless `on_bad_image` is "skip"), or the rows can't be
+            written.
+    """
     first = writer.done
     reading = network = 0.0
     progress("embedding", first, len(sources.paths), "images")
@@ -450,8 +458,8 @@ def _write_rows(
             if batch.bad and on_bad_image == "error":
                 index, reason = batch.bad[0]
                 raise DataError(
-                    f"image '{sources.paths[first + index]}' can't be read: {reason}; replace it "
-                    "and add --resume, or leave such images out with --on-bad-image skip"
+                    f"image '{(names or sources.paths)[first + index]}' can't be read: {reason}; "
+                    "replace it and add --resume, or leave such images out with --on-bad-image skip"
                 )
             writer.append(
                 [first + index for index in batch.indices],
@@ -464,7 +472,7 @@ def _write_rows(
     return reading, network
 
 
-def _prepared(data_root: Path, name: str, split: Split) -> Sources:
+def prepared_images(data_root: Path, name: str, split: Split) -> Sources:
     """The images that `evaluate` ranks (so no junk), with the columns that it needs."""
     manifest = load_prepared(data_root, name)
     records = [record for record in manifest.split(split) if record.person_id != JUNK]  # by path
@@ -487,7 +495,7 @@ def _prepared(data_root: Path, name: str, split: Split) -> Sources:
     )
 
 
-def _settings(embedder: Embedder) -> dict[str, Any]:
+def job_settings(embedder: Embedder) -> dict[str, Any]:
     """What must be the same for a stopped job to go on: everything that the last digits hang on."""
     return {
         "model": embedder.fingerprint,
@@ -501,7 +509,7 @@ def _settings(embedder: Embedder) -> dict[str, Any]:
     }
 
 
-def _record(embedder: Embedder, model: Model) -> dict[str, Any]:
+def gallery_record(embedder: Embedder, model: Model) -> dict[str, Any]:
     """What the gallery's .json says beside the writer's own; no times: the same job, the same
     file.
     """

@@ -155,7 +155,7 @@ def test_without_torchrun_a_process_is_alone(monkeypatch):
     ("device", "message"),
     [
         ("cuda", "torchrun started 3 processes on this machine, which has 2 GPUs"),
-        ("mps", "device 'mps' trains in one process"),
+        ("mps", "device 'mps' is for one process"),
     ],
 )
 def test_devices_that_a_team_can_not_have(device, message, monkeypatch):
