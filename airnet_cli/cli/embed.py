@@ -213,11 +213,12 @@ def _say_which(model: "Model") -> None:
 def _embed_shards(engine: "EngineName", json: bool, **job: Any) -> None:
     """Embed in shards; of the processes of torchrun, the first is heard, and all errors."""
     from airnet_cli.workflows import embed_shards as workflow
+    from airnet_cli.workflows.shard_worker import ShardJob
 
     is_heard = workflow.speaks()
     with progress_bars() if is_heard else nullcontext() as bars:
         embedded = workflow.embed_shards(
-            workflow.ShardJob(**job),
+            ShardJob(**job),
             engine=engine,
             on_model=_say_which if is_heard else _say_nothing,
             noted=lambda text: note(f"note: {text}"),

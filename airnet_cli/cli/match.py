@@ -168,5 +168,5 @@ def _show_query(query: "QueryMatches") -> None:
         row += [f"{found.distance:.4f}"] if found.distance is not None else []
         row += [found.verdict] if found.verdict is not None else []
         row += [str(found.row)] if found.row is not None else []
-        rows.append([*row, *found.columns.values(), str(found.path)])
+        rows.append([*row, *found.columns.values(), found.name])
     print_table(columns, rows)

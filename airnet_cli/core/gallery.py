@@ -112,12 +112,19 @@ class Gallery:
         return bool(self.record["flip"])
 
     def image_path(self, row: int) -> Path:
-        """Where the image of `row` lies, as seen from the current folder."""
+        """Where the image of `row` lies, as seen from the current folder.
+
+        Of one in object storage it is no file's: `image_name` has its URL.
+        """
+        return Path(self.image_name(row))
+
+    def image_name(self, row: int) -> str:
+        """As `image_path`, or the URL of an image in object storage."""
         image = self.columns["path"][row]
-        if isinstance(self.path, Path):
-            folder = self.path if "segments" in self.record else self.path.parent
-            image = os.path.normpath(folder / image)
-        return Path(image)
+        if "://" in image or not isinstance(self.path, Path):
+            return image
+        folder = self.path if "segments" in self.record else self.path.parent
+        return os.path.normpath(folder / image)
 
 
 def read_gallery(path: Path) -> Gallery:

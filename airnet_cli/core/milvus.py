@@ -86,8 +86,13 @@ def gallery_place(place: str | Path) -> Path | MilvusPlace:
     MilvusPlace(host='localhost', port=19530, collection='people')
 
     Raises:
-        UsageError: it begins with milvus: and goes on in another way.
+        UsageError: it begins with milvus: and goes on in another way, or it is another URL.
     """
+    if isinstance(place, str) and "://" in place and not place.startswith("milvus:"):
+        raise UsageError(
+            f"'{place}' is a URL, and galleries are read from disk; fetch it first, as with "
+            "`aws s3 cp --recursive`, and give the folder"
+        )
     if isinstance(place, Path) or not place.startswith("milvus:"):
         return Path(place)
     found = re.fullmatch(

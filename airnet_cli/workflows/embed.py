@@ -297,7 +297,7 @@ def _check_output(place: Path, append: bool) -> None:
     if place.suffix != ".npy":
         raise UsageError(
             f"output '{place}' must end in .npy, as in -o gallery.npy, or be a folder to add to, "
-            "as in -o people/ --append"
+            "as in -o people/ --append, or for shards, as in -o people/ --shard-size 10000"
         )
 
 

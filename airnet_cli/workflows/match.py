@@ -73,7 +73,9 @@ class Match:
     row: int | None
     """Of the gallery's matrix and table, from 0; None in Milvus, whose rows have no order."""
     path: Path
-    """The image, as seen from the current folder."""
+    """The image, as seen from the current folder; no file's where it is in object storage."""
+    name: str
+    """What it is called: its path as text, or its URL."""
     score: float
     """Cosine, -1 to 1."""
     verdict: Verdict | None
@@ -461,6 +463,7 @@ def _matches(
                 rank=place + 1,
                 row=row if isinstance(gallery.path, Path) else None,
                 path=gallery.image_path(row),
+                name=gallery.image_name(row),
                 score=score,
                 verdict=verdict,
                 distance=None if found.distances is None else float(found.distances[query, place]),
@@ -474,7 +477,7 @@ def _match_dict(match: Match) -> dict[str, Any]:
     described: dict[str, Any] = {
         "rank": match.rank,
         "row": match.row,
-        "path": str(match.path),
+        "path": match.name,
         "score": match.score,
         "verdict": match.verdict,
         "columns": match.columns,
@@ -789,7 +792,7 @@ def _table(matching: Matching, gallery: Gallery) -> str:
     for query in matching.queries:
         for match in query.matches:
             row = "" if match.row is None else match.row
-            cells = [query.query, match.rank, row, match.path, match.score]
+            cells = [query.query, match.rank, row, match.name, match.score]
             cells += [match.verdict or "", *([match.distance] if matching.reranked else [])]
             write_rows(text, [[*cells, *(match.columns[name] for name in known)]])
     return text.getvalue()

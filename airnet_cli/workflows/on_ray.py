@@ -13,8 +13,8 @@ from airnet_cli.core.runtime import DeviceName
 from airnet_cli.core.shards import Plan
 from airnet_cli.errors import AirnetError, DataError, RuntimeSetupError
 from airnet_cli.workflows.embed import Seconds
-from airnet_cli.workflows.embed_shards import Computed, ShardJob, ShardWorker
 from airnet_cli.workflows.runs import Model, find_model
+from airnet_cli.workflows.shard_worker import Computed, ShardJob, ShardWorker
 
 
 class Cluster:
