@@ -91,7 +91,9 @@ class DiskFolder:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise DataError(f"'{self.path / name}' can't be read: {why(error)}") from None
+            raise DataError(
+                f"'{self.path / name}' can't be read: {why(error)}; choose another folder"
+            ) from None
 
     def size(self, name: str) -> int | None:
         """See `Folder`."""
@@ -241,15 +243,16 @@ def _below(url: str) -> list[str]:
     system, root = _system_of(url)
     with _asking(url):
         names: list[str] = system.find(root)
-    if names == [root]:  # the object itself, whatever its suffix
-        return [str(system.unstrip_protocol(root))]
-    below = [(name, name.removeprefix(root).strip("/")) for name in names]
-    return [
-        str(system.unstrip_protocol(name))
-        for name, inner in below
-        if inner.lower().endswith(IMAGE_SUFFIXES)
-        and not any(part.startswith(".") for part in inner.split("/"))
-    ]
+    if names != [root]:  # or else it is the object itself, whatever its suffix
+        inner = [(name, name.removeprefix(root).strip("/")) for name in names]
+        names = [name for name, below in inner if _is_image(below)]
+    protocol = url.partition("://")[0]
+    return [f"{protocol}://{name.lstrip('/')}" for name in names]
+
+
+def _is_image(name: str) -> bool:
+    is_hidden = any(part.startswith(".") for part in name.split("/"))
+    return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden
 
 
 def _listed(url: str) -> list[str]:
@@ -273,6 +276,8 @@ def _system_of(url: str) -> tuple[Any, str]:
     import fsspec  # a dependency of torch; what it needs for a protocol is in the extra
 
     protocol = url.partition("://")[0]
+    if protocol in ("file", "local"):
+        raise DataError(f"'{url}' is on a disk; give its path")
     try:
         # Listings are not kept: others write there.
         system, place = fsspec.url_to_fs(url, use_listings_cache=False)
