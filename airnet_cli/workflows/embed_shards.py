@@ -132,24 +132,15 @@ def embed_shards(
     found = find_model(job.model, job.runs_root)
     on_model(found)
     started = time.perf_counter()
-    if engine == "ray":
-        from airnet_cli.workflows.on_ray import Cluster  # imports the extra `ray`
-
-        with Cluster() as cluster:
-            there = replace(job, device=cluster.device(job.device))
-            planner = ShardWorker(replace(job, device="cpu"), found, there.device)
-            folder, plan, device = planner.folder, planner.plan, str(there.device)
-            wanted = missing_shards(folder, plan)
-            computed = tuple(
-                _counting(cluster.compute(there, found, plan, wanted), plan, wanted, progress)
-            )
-    else:
-        if launched_size() > 1:
-            take_device(choose_device(job.device))
-        worker = ShardWorker(job, found)
-        worker.advise(noted)
-        folder, plan, device = worker.folder, worker.plan, worker.device
-        computed = tuple(worker.compute_all(_turn(plan), progress, noted))
+    try:
+        if engine == "ray":
+            worker, device, computed = _by_ray(job, found, progress)
+        else:
+            worker, device, computed = _here(job, found, noted, progress)
+    except KeyboardInterrupt:
+        noted("what is done is kept; go on with the same command")
+        raise
+    folder, plan = worker.folder, worker.plan
     missing = missing_shards(folder, plan)
     rows = skipped = None
     if not missing:
@@ -168,6 +159,32 @@ def embed_shards(
         images_skipped=skipped,
         seconds=time.perf_counter() - started,
     )
+
+
+def _here(
+    job: ShardJob, model: Model, noted: Callable[[str], None], progress: Progress
+) -> tuple[ShardWorker, str, tuple[Computed, ...]]:
+    """Compute this process's turn: every n-th shard, where torchrun started n processes."""
+    if launched_size() > 1:
+        take_device(choose_device(job.device))
+    worker = ShardWorker(job, model)
+    worker.advise(noted)
+    turn = range(launched_member(), worker.plan.shards, launched_size())
+    return worker, worker.device, tuple(worker.compute_all(turn, progress, noted))
+
+
+def _by_ray(
+    job: ShardJob, model: Model, progress: Progress
+) -> tuple[ShardWorker, str, tuple[Computed, ...]]:
+    """Have the machines of a cluster compute what is missing; this one plans."""
+    from airnet_cli.workflows.on_ray import Cluster  # imports the extra `ray`
+
+    with Cluster() as cluster:
+        device = cluster.device(job.device)
+        planner = ShardWorker(replace(job, device="cpu"), model, device)
+        plan, wanted = planner.plan, missing_shards(planner.folder, planner.plan)
+        results = cluster.compute(replace(job, device=device), model, plan, wanted)
+        return planner, device, tuple(_counting(results, plan, wanted, progress))
 
 
 def speaks() -> bool:
@@ -201,11 +218,6 @@ def _check(job: ShardJob) -> None:
             "some images are in object storage and some are files; embed the two into folders of "
             "their own"
         )
-
-
-def _turn(plan: Plan) -> range:
-    """The shards that this process computes: every `size`-th, where torchrun started several."""
-    return range(launched_member(), plan.shards, launched_size())
 
 
 def _counting(

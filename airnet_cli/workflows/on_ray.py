@@ -6,6 +6,8 @@ them themselves, in a folder that they share or in object storage. Needs `airnet
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -45,13 +47,16 @@ class Cluster:
             RuntimeSetupError: there is none at RAY_ADDRESS.
         """
         address = os.environ.get("RAY_ADDRESS")
-        alone = {} if address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        own: dict[str, Any] = {} if address else {"include_dashboard": False}
+        if not address or address.startswith("127."):  # or else it looks for itself on the net
+            own["_node_ip_address"] = (address or "127.0.0.1").partition(":")[0]
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             self._ray.init(
                 address=address or "local",
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                **alone,
+                **own,
             )
         except Exception as error:  # of many kinds
             said = " ".join(str(error).split())[:200]
@@ -59,6 +64,8 @@ class Cluster:
                 f"no Ray cluster at RAY_ADDRESS={address} ({said}); start one with `ray start`, or "
                 "unset it to use this machine alone"
             ) from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end us with another code
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = self._ray.data.DataContext.get_current()
         context.enable_progress_bars = False

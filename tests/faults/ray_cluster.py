@@ -18,7 +18,7 @@ NODE = {
     "num_cpus": 1,
     "object_store_memory": 80 * 2**20,
     "include_dashboard": False,
-    "node_ip_address": "127.0.0.1",
+    "node_ip_address": "127.0.0.2",  # Ray takes 127.0.0.1 for this machine's address on the net
 }
 
 
@@ -46,7 +46,8 @@ def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args=NODE)
     try:
         others = [cluster.add_node(**NODE) for _ in range(2)]
-        print(cluster.address, flush=True)
+        sys.stdout.write(f"{cluster.address}\n")
+        sys.stdout.flush()
         for _ in sys.stdin:
             until = time.monotonic() + 120
             while not (busy := [node for node in others if computes(node)]):
@@ -54,7 +55,8 @@ def main() -> None:
                     sys.exit("no node but the first one computes")
                 time.sleep(0.02)
             cluster.remove_node(busy[0], allow_graceful=False)
-            print("removed", flush=True)
+            sys.stdout.write("removed\n")
+            sys.stdout.flush()
     finally:
         cluster.shutdown()
 

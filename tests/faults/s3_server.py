@@ -14,6 +14,7 @@ host, port = server.get_host_and_port()
 address = f"http://{host}:{port}"
 keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
 boto3.client("s3", endpoint_url=address, **keys).create_bucket(Bucket="shop")
-print(address, flush=True)
+sys.stdout.write(f"{address}\n")
+sys.stdout.flush()
 sys.stdin.read()
 server.stop()
