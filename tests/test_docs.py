@@ -430,6 +430,22 @@ def test_documented_index(tmp_path):
         assert f"`{file.name}`" in FORMATS or file.name.count(".") == 1
 
 
+def test_documented_shards(untrained_run, tmp_path, monkeypatch):
+    """`embed --shard-size --json` prints the documented keys, and the plan has its own."""
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 16)).save("a.png")
+    Path("b.png").write_bytes(b"<html>")
+    words = ["a.png", "b.png", "-o", "people", "--shard-size", "1", "--on-bad-image", "skip"]
+    shown = printed("embed", *words, "--checkpoint", untrained_run, "--workers", "0", "--json")
+    assert keys(shown) == keys(documented("embed in shards"))
+    plan = json.loads(Path("people/shards.json").read_text())
+    assert keys(plan) == keys(documented("shards.json"))
+    record = json.loads(Path("people/shard-00000-of-00002.json").read_text())
+    assert set(record["shard"]) == {"number", "shards", "plan_sha256"}
+
+
 def test_documented_export(exported_run):
     """`export --json` prints the documented keys, and the file has the documented metadata."""
     import onnx

@@ -162,6 +162,7 @@ USES = (
     "compare {runs}",
     "embed shop -o gallery.npy",
     "index gallery.npy",
+    "embed shop -o shards --shard-size 4",
     "gallery count gallery.npy",
     "match shop/anna/1.png --gallery gallery.npy --html match.html --picture match.png",
     "embed shop -o people --append",

@@ -1,6 +1,7 @@
 """`airnet embed`: a table or JSON on stdout, which model and what was skipped on stderr."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,16 @@ def test_every_option(shop: Path, untrained_run: Path) -> None:
         ("gallery -o g.csv", 1, "error: output 'g.csv' must end in .npy"),
         ("gallery -o g.npy --runs-root none", 1, "error: there is no finished run under 'none'"),
         ("gallery", 2, "Missing option '--output'"),
+        ("gallery -o people --engine ray", 1, "error: --engine ray computes shards; add --shard"),
+        ("gallery -o g.npy --shard-size 2", 1, "error: with --shard-size the output is a folder"),
+        ("gallery -o p --shard-size 2 --append", 1, "error: --shard-size makes a whole gallery"),
+        ("s3://a/b -o g.npy", 1, "error: 's3://a/b' is in object storage, for shards alone"),
+        ("gallery -o s3://a/b", 1, "error: 's3://a/b' is in object storage, for shards alone"),
     ],
-    ids=["nothing", "both", "no split", "no data", "head", "output", "no run", "no output"],
+    ids=[
+        *("nothing", "both", "no split", "no data", "head", "output", "no run", "no output"),
+        *("engine alone", "shards in a file", "shards appended", "from objects", "to objects"),
+    ],
 )
 def test_what_can_not_be_done(shop: Path, words: str, code: int, message: str) -> None:
     """One line on stderr, nothing on stdout, no files."""
@@ -209,3 +218,30 @@ def test_skipped_images_of_a_segment(shop: Path) -> None:
     result = airnet("embed list.txt -o people --append --on-bad-image skip --workers 0")
     assert result.exit_code == 0, result.stderr
     assert "all 30 that were skipped are listed in people/segment-000001.json" in result.stderr
+
+
+def test_shards(shop: Path, untrained_run: Path) -> None:
+    """A table or JSON on stdout, what became of the whole on stderr; then there is nothing left."""
+    words = "embed gallery -o people/ --shard-size 2 --resume --workers 0"
+    result = airnet(words)
+    assert result.exit_code == 0, result.stderr
+    chosen, whole = result.stderr.splitlines()
+    assert chosen.startswith("embedding with the newest finished run: ")
+    assert whole == "people/ is whole: 2 shards, 3 rows, 0 images skipped"
+    header, _, row = (line.split() for line in result.stdout.splitlines())
+    assert header[:4] == ["gallery", "shards", "done", "here"]
+    assert row[:5] == ["people/", "2", "2", "0", "3"]
+    shape = json.loads(airnet(f"{words} --json").stdout)
+    assert shape["shards"] == {"total": 2, "size": 2, "done": 0, "there": 2, "missing": 0}
+    assert airnet("match gallery/1.jpg --gallery people/ -k 1").exit_code == 0
+
+
+def test_ray_that_is_not_installed(
+    shop: Path, untrained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line that says what to install."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = airnet("embed gallery -o people/ --shard-size 2 --engine ray")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "--engine ray needs Ray" in result.stderr
+    assert "pip install 'airnet[ray]'" in result.stderr
