@@ -203,7 +203,7 @@ def remove_leftovers(folder: Folder) -> None:
                 )
 
 
-LEFTOVER = re.compile(r"\.(shard-[0-9]{5}-of-[0-9]{5}\.|shards\.json\.).*\.part")
+LEFTOVER = re.compile(r"\.{1,2}(shard-[0-9]{5}-of-[0-9]{5}\.|shards\.json\.).*\.part")
 
 
 def _check(job: ShardJob) -> None:
