@@ -141,8 +141,9 @@ def embed(
         raise UsageError("--data and --split go together, as in --data market1501 --split query")
     chosen_heads = None if heads is None else [name.strip() for name in heads.split(",")]
     if shard_size is not None:
-        if append:
-            raise UsageError("--shard-size makes a whole gallery; it can't --append to one")
+        if append or quantize:
+            unfit = "--append" if append else "--quantize"
+            raise UsageError(f"--shard-size makes a whole gallery of shards; leave {unfit} out")
         _embed_shards(
             engine,
             json,

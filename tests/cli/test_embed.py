@@ -79,13 +79,21 @@ def test_every_option(shop: Path, untrained_run: Path) -> None:
         ("gallery", 2, "Missing option '--output'"),
         ("gallery -o people --engine ray", 1, "error: --engine ray computes shards; add --shard"),
         ("gallery -o g.npy --shard-size 2", 1, "error: with --shard-size the output is a folder"),
-        ("gallery -o p --shard-size 2 --append", 1, "error: --shard-size makes a whole gallery"),
+        ("gallery -o p --shard-size 2 --append", 1, "gallery of shards; leave --append out"),
+        ("gallery -o p --shard-size 2 --quantize int8", 1, "shards; leave --quantize out"),
         ("s3://a/b -o g.npy", 1, "error: 's3://a/b' is in object storage, for shards alone"),
         ("gallery -o s3://a/b", 1, "error: 's3://a/b' is in object storage, for shards alone"),
     ],
     ids=[
         *("nothing", "both", "no split", "no data", "head", "output", "no run", "no output"),
-        *("engine alone", "shards in a file", "shards appended", "from objects", "to objects"),
+        *(
+            "engine alone",
+            "shards in a file",
+            "shards appended",
+            "shards quantized",
+            "from objects",
+            "to objects",
+        ),
     ],
 )
 def test_what_can_not_be_done(shop: Path, words: str, code: int, message: str) -> None:
