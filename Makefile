@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench soak lowest clean
+.PHONY: help demo test check engines fix bench soak lowest clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,12 @@ check: $(READY)  ## formatting, lint, types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy --strict airnet_cli
+
+# Exact versions: left to choose, pip tries for minutes, as moto wants a newer botocore than s3fs.
+engines: $(READY)  ## what tests of clusters, buckets and OpenVINO need besides (0.8 GB)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[openvino,ray,s3]" \
+		"ray[data]==2.60.0" "s3fs==2026.9.0" "moto[server]==5.2.5" \
+		"milvus==2.3.5; sys_platform == 'linux' and platform_machine == 'x86_64'"
 
 fix: $(READY)  ## format and repair what can be repaired
 	$(BIN)/ruff check --fix
