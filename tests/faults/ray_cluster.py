@@ -10,10 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-
-from ray.cluster_utils import Cluster
-
 NODE = {
     "num_cpus": 1,
     "object_store_memory": 80 * 2**20,
@@ -43,6 +39,9 @@ def computes(node: object) -> bool:
 
 
 def main() -> None:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster  # not where pytest looks for examples in this file
+
     cluster = Cluster(initialize_head=True, head_node_args=NODE)
     try:
         others = [cluster.add_node(**NODE) for _ in range(2)]
