@@ -86,6 +86,7 @@ def run(request: dict[str, object], counted: Path) -> None:
             setattr(importlib.import_module(module), attribute, value)
         if "hang" in request:
             module, _, attribute = request["hang"].partition(":")
+            getattr(importlib.import_module(module), attribute)  # a name of before would never hang
             setattr(importlib.import_module(module), attribute, hang)
         sys.argv = ["airnet", *request["words"]]
         if "folder" in request:

@@ -144,7 +144,7 @@ def test_embedding_keeps_its_finished_batches(nursery, embedding, number, code, 
     expected = {path.name: path.read_bytes() for path in embedding.place.iterdir()}
     for path in embedding.place.iterdir():
         path.unlink()
-    hang = "airnet_cli.workflows.embed:_record"
+    hang = "airnet_cli.workflows.embed:gallery_record"
     pid = nursery.start(*embedding.words, set=EAGER, hang=hang)
     nursery.wait_until("hanging")
     gallery = embedding.place / "gallery.npy"
