@@ -31,12 +31,12 @@ def refuse(event, arguments):
     kind, _, what = event.partition(".")
     if kind != "socket":
         return
-    if what == "__new__":
-        import socket
-        is_net = arguments[1] not in (socket.AF_UNIX, -1)  # -1: of a handle that is there
-    else:
-        is_net = what in ("getaddrinfo", "gethostbyname", "gethostbyaddr")
-        is_net = is_net or any(isinstance(each, tuple) for each in arguments)  # an address
+    # Making or binding one reaches nobody: urllib3 looks in that way whether there is IPv6.
+    is_net = what in ("getaddrinfo", "gethostbyname", "gethostbyaddr")
+    is_net = is_net or (
+        what in ("connect", "sendto", "sendmsg")
+        and any(isinstance(each, tuple) for each in arguments)  # an address, not of a file
+    )
     if is_net:
         handle = os.open(os.environ["TRIED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(handle, f"{event} {arguments[1:]}\\n".encode())
