@@ -17,7 +17,7 @@ demo: $(READY)  ## train and evaluate AIR-Net on generated people, in minutes
 	$(BIN)/airnet evaluate
 	@echo "images and manifest: $(CURDIR)/data/demo    weights, log and scores: $(CURDIR)/runs"
 
-# A process of tests for each core, each with one thread: twice as fast as one process with all.
+# A process of tests for each core, each with one thread.
 test: $(READY)  ## run all tests (the quick ones: .venv/bin/pytest -m "not slow")
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
