@@ -157,7 +157,7 @@ class AirNet(nn.Module):
     def normalize(self, images: Tensor) -> Tensor:
         """ImageNet-normalise RGB `images` (B, 3, H, W), uint8 in 0-255 or floating point in 0-1."""
         if images.dtype == torch.uint8:
-            images = images.to(self.pixel_mean.dtype) / 255  # in place torch 2.6 can't export it
+            images = images.to(self.pixel_mean.dtype) / 255  # in place, exporters stumble over it
         return (
             images - self.pixel_mean
         ) / self.pixel_std  # never in place: the caller's images stay
