@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from airnet_cli.core.retrieval.search import SearchResult, search
-from benchmarks.measure import Row, Sizes, in_turn, peak_memory_mb
+from benchmarks.measure import Row, Sizes, apart, in_turn
 
 K = 10
 
@@ -35,7 +35,7 @@ def rows(sizes: Sizes) -> Iterator[Row]:
                         len(set(a) & set(b)) for a, b in zip(expected, found.rows, strict=True)
                     )
                     assert same >= 0.99 * expected.size, "other rows than NumPy's"
-                memory_mb = peak_memory_mb(open_both, search_both, file, num_queries)
+                memory = apart(open_both, search_both, file, num_queries)
                 for rival, array in rivals(unit, dtype).items():
                     seconds, rival_seconds = in_turn(
                         partial(best, mapped, queries), partial(in_memory, queries, array), turns=5
@@ -47,8 +47,8 @@ def rows(sizes: Sizes) -> Iterator[Row]:
                         seconds=seconds,
                         rival_seconds=rival_seconds,
                         target="at most 1.0",
-                        memory_mb=memory_mb,
-                        note="memory has the mapped file's pages in it",
+                        memory_mb=memory.memory_mb,
+                        note=f"of it {memory.unmapped_mb or 0:,.0f} MiB are not the mapped file's",
                     )
 
 

@@ -6,6 +6,7 @@ process, a turn each, so that a busy machine slows both; the fastest turn of eac
 
 import json
 import multiprocessing
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,6 +66,17 @@ def in_turn(
     return fastest[0], fastest[1]
 
 
+@dataclass(frozen=True)
+class Apart:
+    """What some work took in a process of its own."""
+
+    seconds: float
+    memory_mb: float | None
+    """At its peak, over what the process held before; None where there is no /proc."""
+    unmapped_mb: float | None
+    """The same without pages of mapped files, which the system can drop; looked at now and then."""
+
+
 def peak_memory_mb(
     prepare: Callable[..., Any], work: Callable[[Any], object], *args: Any
 ) -> float | None:
@@ -73,34 +85,58 @@ def peak_memory_mb(
     In a fresh process, so `prepare` and `work` are functions of a module. Pages of a mapped file
     count where they are touched, though the system can drop them. None where there is no /proc.
     """
-    if not CLEAR.exists():
-        return None
+    return apart(prepare, work, *args).memory_mb if CLEAR.exists() else None
+
+
+def apart(prepare: Callable[..., Any], work: Callable[[Any], object], *args: Any) -> Apart:
+    """Run `work(prepare(*args))` once, in a fresh process; both are functions of a module."""
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(send, prepare, work, args))
     process.start()
     send.close()
     try:
-        grown: float = receive.recv()
+        measured: Apart = receive.recv()
     except EOFError:
         raise RuntimeError("the process whose memory is measured ended early") from None
     finally:
         process.join()
-    return grown
+    return measured
 
 
 CLEAR = Path("/proc/self/clear_refs")
+
+LOOK_SECONDS = 0.002
 
 
 def _measure(
     send: Any, prepare: Callable[..., Any], work: Callable[[Any], object], args: Any
 ) -> None:
     prepared = prepare(*args)
+    if not CLEAR.exists():
+        send.send(Apart(_seconds(work, prepared), None, None))
+        return
     CLEAR.write_text("5")  # the peak starts again from what is held now
-    before = _status_mb("VmRSS")
+    before, unmapped = _status_mb("VmRSS"), _status_mb("RssAnon")
+    seen = [unmapped]
+    is_done = threading.Event()
+
+    def look() -> None:
+        while not is_done.wait(LOOK_SECONDS):
+            seen.append(_status_mb("RssAnon"))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    seconds = _seconds(work, prepared)
+    is_done.set()
+    looking.join()
+    send.send(Apart(seconds, _status_mb("VmHWM") - before, max(seen) - unmapped))
+
+
+def _seconds(work: Callable[[Any], object], prepared: Any) -> float:
+    started = time.perf_counter()
     work(prepared)
-    send.send(_status_mb("VmHWM") - before)
-    send.close()
+    return time.perf_counter() - started
 
 
 def _status_mb(field: str) -> float:

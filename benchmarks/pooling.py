@@ -21,7 +21,7 @@ def rows(sizes: Sizes) -> Iterator[Row]:
             expected = printed()
             scale = float(expected.abs().max())
             torch.testing.assert_close(ours() / scale, expected / scale, rtol=0, atol=1e-5)
-            seconds, rival_seconds = in_turn(ours, printed, turns=7 if images < 16 else 2)
+            seconds, rival_seconds = in_turn(ours, printed, turns=40 if images < 16 else 3)
         yield Row(
             path="pooling",
             case=f"{images} x {channels} x {height} x {width}",

@@ -2,12 +2,16 @@
 
 import contextlib
 import ctypes
+import functools
 import random
 import sys
-from typing import Literal
+import threading
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from airnet_cli.errors import RuntimeSetupError
 
@@ -80,6 +84,41 @@ def keep_freed_memory() -> None:
         if mallopt is not None:
             for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
                 mallopt(parameter, 2**31 - 1)
+
+
+@contextlib.contextmanager
+def blas_in_one_thread() -> Iterator[None]:
+    """NumPy's products are computed in the thread that asks for them, until the end of the block.
+
+    For work that shares its rows among threads itself: the library's own, which wait for the next
+    product without sleeping, would take the cores from it. It holds for the whole process; several
+    blocks at a time end with the last.
+    """
+    with _blas.lock:
+        if not _blas.users:
+            _blas.limit = _blas_pools().limit(limits=1, user_api="blas")
+        _blas.users += 1
+    try:
+        yield
+    finally:
+        with _blas.lock:
+            _blas.users -= 1
+            if not _blas.users:
+                _blas.limit.restore_original_limits()
+
+
+class _Blas:
+    lock = threading.Lock()
+    users = 0
+    limit: Any
+
+
+_blas = _Blas()
+
+
+@functools.cache
+def _blas_pools() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through all libraries of the process
 
 
 _M_TRIM_THRESHOLD = -1  # malloc.h

@@ -9,9 +9,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from airnet_cli.core.runtime import (
     autocast,
+    blas_in_one_thread,
     check_precision,
     choose_device,
     has_native_bfloat16,
@@ -142,3 +144,24 @@ def test_freed_memory_is_used_again():
     block = 48 * 2**20 // resource.getpagesize()
     assert page_faults("given back") > 15 * block
     assert page_faults("kept") < block
+
+
+def blas_threads():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+@pytest.mark.skipif(not blas_threads(), reason="NumPy's BLAS is none that can be told")
+def test_products_stay_in_one_thread_until_the_last_block_ends():
+    """Blocks that overlap, as two searches do, give back what was before the first."""
+    with threadpool_limits(3, "blas"):
+        before = blas_threads()
+        first, second = blas_in_one_thread(), blas_in_one_thread()
+        with first:
+            second.__enter__()
+            assert blas_threads() == {1}
+        assert blas_threads() == {1}
+        second.__exit__(None, None, None)
+        assert blas_threads() == before
+        with pytest.raises(KeyError), blas_in_one_thread():
+            raise KeyError
+        assert blas_threads() == before

@@ -32,19 +32,22 @@ from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.retrieval.directions import SHORTEST_SQUARED, check_directions
 from airnet_cli.core.retrieval.kernels import Kernel
 from airnet_cli.core.retrieval.quantized import QuantizedRows, Screen
+from airnet_cli.core.runtime import blas_in_one_thread
 from airnet_cli.errors import DataError
 
 Matrix = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.int64]
 
-PIECE_BYTES = 2 * 2**20
+PIECE_BYTES = 4 * 2**20
 """Of a piece as float32: small enough that what is done with it finds it in the cache."""
 
 FEW_QUERIES = 2
-"""Up to so many, reading the gallery is all the work, and each thread reads its own share. For more
-the product is, which has threads of its own and likes pieces of eight times the size."""
+"""Up to so many, a product with one after the other is faster than with all."""
 
-BLOCK_ROWS = 4096
+UNLOCKED_PRODUCTS = 512
+"""Dot products in one call from which on NumPy lets other threads run meanwhile (over 500)."""
+
+BLOCK_ROWS = 2**14
 """B, unless (queries, B) cosines would take more than `PAIR_BYTES`."""
 
 SCREENED_ROWS = 2**17
@@ -204,16 +207,15 @@ def _search_floats(
     # A product of D terms is off by at most D roundings of its largest possible sum, 1; the
     # length's by half of that (Higham 2002, 3.1). Real errors are far smaller.
     error = np.full((1, 1), (2 * exact.shape[1] + 24) * 2.0**-24, np.float32)
-    threads = torch.get_num_threads() if len(exact) <= FEW_QUERIES else 1
-    readers = [_Reader(gallery_embeddings) for _ in range(threads)]
+    readers = [_Reader(gallery_embeddings) for _ in range(torch.get_num_threads())]
     done = 0
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(len(readers)) as pool, blas_in_one_thread():
         for rows in blocks():
-            cosines = np.empty((len(exact), len(rows)), np.float32)  # (Q, B)
+            cosines = np.zeros((len(exact), len(rows)), np.float32)  # (Q, B)
             spans = zip(
                 readers,
-                np.array_split(rows, threads),
-                np.array_split(cosines, threads, axis=1),
+                np.array_split(rows, len(readers)),
+                np.array_split(cosines, len(readers), axis=1),
                 strict=True,
             )
             for finished in [pool.submit(_compare, product, *span) for span in spans]:
@@ -230,21 +232,22 @@ def _compare(
     rows: Rows,
     cosines: npt.NDArray[np.float32],
 ) -> None:
-    """Put the cosines of all queries with `rows` (B,) into `cosines` (Q, B)."""
-    few = len(cosines) <= FEW_QUERIES
-    piece = max(1, PIECE_BYTES * (1 if few else 8) // (4 * reader.width))
-    for begin in range(0, len(rows), piece):
-        near, here = rows[begin : begin + piece], cosines[:, begin : begin + piece]  # (Q, R)
-        values = reader.take(near)  # (R, D) float32
-        lengths = _lengths(values, near, [part for part, _ in product])
-        here[:] = 0
-        for part, vectors in product:
-            if few:
-                for cosine, vector in zip(here, vectors, strict=True):
-                    cosine += _dots(values[:, part], vector)
-            else:
-                here += (values[:, part] @ vectors.T).T  # in this order the product is faster
-        here /= lengths
+    """Put the cosines of all queries with `rows` (B,) into `cosines` (Q, B), which is zero."""
+    squared = np.zeros(len(rows), np.float32)
+    piece = max(1, PIECE_BYTES // (4 * reader.width))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for begin in range(0, len(rows), piece):
+            here = slice(begin, begin + piece)
+            values = reader.take(rows[here])  # (R, D) float32
+            for part, vectors in product:
+                squared[here] += _squared(values[:, part])
+                if len(vectors) <= FEW_QUERIES:
+                    for cosine, vector in zip(cosines, vectors, strict=True):
+                        cosine[here] += values[:, part] @ vector
+                else:
+                    cosines[:, here] += (values[:, part] @ vectors.T).T  # faster in this order
+        check_directions(squared, rows)
+        cosines /= np.sqrt(squared)
 
 
 class _Best:
@@ -416,7 +419,9 @@ class _Best:
 
 def _unit_queries(queries: Matrix, compared: Rows) -> npt.NDArray[np.float64]:
     """The compared columns of the queries as float64 vectors of length 1, or an error."""
-    vectors = queries[:, compared].astype(np.float64)
+    # C order, which choosing columns does not give: products with a vector that lies apart in
+    # memory are slow, and add up in another order.
+    vectors = queries[:, compared].astype(np.float64, order="C")
     squared = (vectors * vectors).sum(axis=1)
     for query in np.flatnonzero(~(np.isfinite(squared) & (squared >= SHORTEST_SQUARED)))[:1]:
         raise DataError(
@@ -427,26 +432,26 @@ def _unit_queries(queries: Matrix, compared: Rows) -> npt.NDArray[np.float64]:
     return unit
 
 
-def _lengths(
-    values: npt.NDArray[np.float32], rows: Rows, parts: Sequence[slice]
-) -> npt.NDArray[np.float32]:
-    """The lengths (B,) of the compared columns of a block, or an error."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        squared = np.zeros(len(values), np.float32)
-        for part in parts:
-            squared += _dots(values[:, part], values[:, part])
-    check_directions(squared, rows)
-    lengths: npt.NDArray[np.float32] = np.sqrt(squared)
-    return lengths
-
-
 def _dots(rows: npt.NDArray[Any], vectors: npt.NDArray[Any]) -> Any:
-    """The dot products (R,) of `rows` (R, d) with `vectors`, (R, d) or one (d,).
+    """The dot products (..., R) of `rows` (..., R, d) with `vectors`, of that shape or one (d,).
 
-    By the library's dot product of two vectors: it runs in the caller's thread, is faster than
-    einsum, and depends on nothing but the two vectors.
+    By the library's dot product of two vectors: it is faster than einsum, and depends on nothing
+    but the two vectors.
     """
-    return np.matmul(rows[:, None, :], vectors[..., :, None])[:, 0, 0]
+    return np.matmul(rows[..., None, :], vectors[..., :, None])[..., 0, 0]
+
+
+def _squared(rows: npt.NDArray[np.float32]) -> Any:
+    """The squared lengths (R,) of `rows` (R, d), while other threads run.
+
+    Each row is cut where there are too few for NumPy to let go of Python.
+    """
+    count, width = rows.shape
+    cuts = min(-(-UNLOCKED_PRODUCTS // count), width)
+    while width % cuts:  # at most `width` cuts, into single values
+        cuts += 1
+    pieces = rows.reshape(count, cuts, width // cuts)
+    return _dots(pieces, pieces).sum(axis=1)
 
 
 def _blocks(num_rows: int, block: int, allowed: npt.NDArray[np.bool_] | None) -> Iterator[Rows]:
@@ -493,9 +498,8 @@ class _Reader:
             np.take(self.matrix, rows, axis=0, out=values, mode="clip")  # "raise" takes a copy
             return values
         taken = self.half[adjacent] if is_adjacent else self.half[torch.from_numpy(rows)]
-        target, step = torch.from_numpy(values), max(1, ALONE // self.width)
-        for begin in range(0, len(rows), step):
-            target[begin : begin + step].copy_(taken[begin : begin + step])
+        # One call, in which other threads run, of many copies that each stay in this thread.
+        torch.cat(torch.split(taken, max(1, ALONE // self.width)), out=torch.from_numpy(values))
         return values
 
     def _take_joined(self, joined: JoinedRows, rows: Rows) -> npt.NDArray[np.float32]:

@@ -120,6 +120,30 @@ def test_pieces_of_a_block_change_nothing(monkeypatch, num_queries):
     np.testing.assert_array_equal(found.rows, reference(queries, gallery, k=40)[0])
 
 
+@pytest.mark.parametrize("width", [1, 2, 7, 509, 521, 1022])
+@pytest.mark.parametrize("rows", [1, 3, 600])
+def test_every_width_and_number_of_rows(width, rows):
+    """Lengths are added up in pieces, which any width can be cut into."""
+    gallery, queries = features(1, rows, width), features(2, 3, width)
+    found = search(queries=queries, gallery_embeddings=gallery, k=2)
+    expected = reference(queries, gallery, k=2)
+    np.testing.assert_allclose(found.scores, expected[1], atol=1e-7)
+    if width > 1:  # else all cosines are 1 or -1, but for a rounding
+        np.testing.assert_array_equal(found.rows, expected[0])
+
+
+def test_a_query_finds_the_same_alone_and_in_company():
+    """Rows whose cosines differ by roundings of float64 only keep their order."""
+    random = np.random.default_rng(1)
+    row = random.random(301).astype(np.float32)
+    gallery = np.stack([random.permutation(row) for _ in range(50)])
+    queries = np.concatenate([np.ones((1, 301), np.float32), features(2, 4, 301)])
+    alone = search(queries=queries[:1], gallery_embeddings=gallery, k=50)
+    together = search(queries=queries, gallery_embeddings=gallery, k=50)
+    np.testing.assert_array_equal(together.rows[0], alone.rows[0])
+    np.testing.assert_array_equal(together.scores[0], alone.scores[0])
+
+
 @pytest.mark.parametrize("k", [1, 20])
 def test_more_rows_alike_than_are_held(monkeypatch, k):
     """Rows that float32 can't tell apart are decided by float64 block by block, ties by row."""
