@@ -35,7 +35,7 @@ def rows(sizes: Sizes) -> Iterator[Row]:
                         len(set(a) & set(b)) for a, b in zip(expected, found.rows, strict=True)
                     )
                     assert same >= 0.99 * expected.size, "other rows than NumPy's"
-                memory = apart(open_both, search_both, file, num_queries)
+                memory = apart(open_both, search_both, file, num_queries, is_mapped=True)
                 for rival, array in rivals(unit, dtype).items():
                     seconds, rival_seconds = in_turn(
                         partial(best, mapped, queries), partial(in_memory, queries, array), turns=5
@@ -48,7 +48,9 @@ def rows(sizes: Sizes) -> Iterator[Row]:
                         rival_seconds=rival_seconds,
                         target="at most 1.0",
                         memory_mb=memory.memory_mb,
-                        note=f"of it {memory.unmapped_mb or 0:,.0f} MiB are not the mapped file's",
+                        note=""
+                        if memory.unmapped_mb is None
+                        else f"of it {memory.unmapped_mb:,.0f} MiB are not the mapped file's",
                     )
 
 

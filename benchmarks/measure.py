@@ -1,14 +1,16 @@
 """What every benchmark shares: two sides timed in turn, memory measured in a process of its own.
 
 A row sets one path of airnet beside its limit or its obvious implementation. Both run in one
-process, a turn each, so that a busy machine slows both; the fastest turn of each counts.
+process, a turn each, so that a busy machine slows both; the fastest turn of each counts. What takes
+minutes runs once, where its memory is measured.
 """
 
 import json
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,13 +70,15 @@ def in_turn(
 
 @dataclass(frozen=True)
 class Apart:
-    """What some work took in a process of its own."""
+    """What some work took in a process of its own. Memory is in MiB, at its peak, over what the
+    process held before; None where there is no /proc.
+    """
 
     seconds: float
     memory_mb: float | None
-    """At its peak, over what the process held before; None where there is no /proc."""
+    """Pages of a mapped file count where they are touched, though the system can drop them."""
     unmapped_mb: float | None
-    """The same without pages of mapped files, which the system can drop; looked at now and then."""
+    """Without them; looked at now and then, so a little too low. None unless it was asked for."""
 
 
 def peak_memory_mb(
@@ -82,17 +86,25 @@ def peak_memory_mb(
 ) -> float | None:
     """How much more memory (MiB, resident) `work(prepare(*args))` takes at its peak than before it.
 
-    In a fresh process, so `prepare` and `work` are functions of a module. Pages of a mapped file
-    count where they are touched, though the system can drop them. None where there is no /proc.
+    In a fresh process, so `prepare` and `work` are functions of a module. None where there is no
+    /proc.
     """
     return apart(prepare, work, *args).memory_mb if CLEAR.exists() else None
 
 
-def apart(prepare: Callable[..., Any], work: Callable[[Any], object], *args: Any) -> Apart:
-    """Run `work(prepare(*args))` once, in a fresh process; both are functions of a module."""
+def apart(
+    prepare: Callable[..., Any],
+    work: Callable[[Any], object],
+    *args: Any,
+    is_mapped: bool = False,
+) -> Apart:
+    """Run `work(prepare(*args))` once, in a fresh process; both are functions of a module.
+
+    `is_mapped`: tell memory apart from pages of mapped files.
+    """
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(send, prepare, work, args))
+    process = context.Process(target=_measure, args=(send, prepare, work, args, is_mapped))
     process.start()
     send.close()
     try:
@@ -106,31 +118,46 @@ def apart(prepare: Callable[..., Any], work: Callable[[Any], object], *args: Any
 
 CLEAR = Path("/proc/self/clear_refs")
 
-LOOK_SECONDS = 0.002
+LOOK_SECONDS = 0.01
 
 
 def _measure(
-    send: Any, prepare: Callable[..., Any], work: Callable[[Any], object], args: Any
+    send: Any,
+    prepare: Callable[..., Any],
+    work: Callable[[Any], object],
+    args: Any,
+    is_mapped: bool,
 ) -> None:
     prepared = prepare(*args)
     if not CLEAR.exists():
         send.send(Apart(_seconds(work, prepared), None, None))
         return
     CLEAR.write_text("5")  # the peak starts again from what is held now
-    before, unmapped = _status_mb("VmRSS"), _status_mb("RssAnon")
-    seen = [unmapped]
+    before = _status_mb("VmRSS")
+    with _looking("RssAnon") if is_mapped else nullcontext([0.0]) as largest:
+        before_unmapped = largest[0]
+        seconds = _seconds(work, prepared)
+    grown = _status_mb("VmHWM") - before
+    send.send(Apart(seconds, grown, largest[0] - before_unmapped if is_mapped else None))
+
+
+@contextmanager
+def _looking(field: str) -> Iterator[list[float]]:
+    """The largest value of a field so far, looked at now and then."""
+    largest = [_status_mb(field)]
     is_done = threading.Event()
 
     def look() -> None:
         while not is_done.wait(LOOK_SECONDS):
-            seen.append(_status_mb("RssAnon"))
+            largest[0] = max(largest[0], _status_mb(field))
 
-    looking = threading.Thread(target=look)
-    looking.start()
-    seconds = _seconds(work, prepared)
-    is_done.set()
-    looking.join()
-    send.send(Apart(seconds, _status_mb("VmHWM") - before, max(seen) - unmapped))
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield largest
+    finally:
+        is_done.set()
+        thread.join()
 
 
 def _seconds(work: Callable[[Any], object], prepared: Any) -> float:

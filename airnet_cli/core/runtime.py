@@ -6,7 +6,7 @@ import functools
 import random
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -90,13 +90,14 @@ def keep_freed_memory() -> None:
 def blas_in_one_thread() -> Iterator[None]:
     """NumPy's products are computed in the thread that asks for them, until the end of the block.
 
-    For work that shares its rows among threads itself: the library's own, which wait for the next
-    product without sleeping, would take the cores from it. It holds for the whole process; several
-    blocks at a time end with the last.
+    For work that shares its rows among threads itself: OpenBLAS's own, which wait for the next
+    product without sleeping, would take the cores from it. It holds for the whole process; blocks
+    that overlap, in whatever threads, end with the last. Nothing changes where NumPy has another
+    library that can't be told.
     """
     with _blas.lock:
         if not _blas.users:
-            _blas.limit = _blas_pools().limit(limits=1, user_api="blas")
+            _in_a_thread(_blas.hold)
         _blas.users += 1
     try:
         yield
@@ -104,21 +105,34 @@ def blas_in_one_thread() -> Iterator[None]:
         with _blas.lock:
             _blas.users -= 1
             if not _blas.users:
-                _blas.limit.restore_original_limits()
+                _in_a_thread(_blas.release)
 
 
 class _Blas:
-    lock = threading.Lock()
-    users = 0
-    limit: Any
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self._limit: Any = None
+
+    @functools.cached_property
+    def _pools(self) -> ThreadpoolController:
+        return ThreadpoolController().select(user_api="blas")  # looks through all libraries
+
+    def hold(self) -> None:
+        self._limit = self._pools.limit(limits=1)
+
+    def release(self) -> None:
+        self._limit.restore_original_limits()
 
 
 _blas = _Blas()
 
 
-@functools.cache
-def _blas_pools() -> ThreadpoolController:
-    return ThreadpoolController()  # looks through all libraries of the process
+def _in_a_thread(function: Callable[[], None]) -> None:
+    # threadpoolctl hears no other thread while the one that set a limit lives.
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
 
 
 _M_TRIM_THRESHOLD = -1  # malloc.h

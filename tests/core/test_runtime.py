@@ -1,15 +1,17 @@
 """Device, precision and seeds: what was asked for, or an error that says what there is."""
 
+import os
 import platform
 import random
 import resource
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_info
 
 from airnet_cli.core.runtime import (
     autocast,
@@ -152,16 +154,58 @@ def blas_threads():
 
 @pytest.mark.skipif(not blas_threads(), reason="NumPy's BLAS is none that can be told")
 def test_products_stay_in_one_thread_until_the_last_block_ends():
-    """Blocks that overlap, as two searches do, give back what was before the first."""
-    with threadpool_limits(3, "blas"):
-        before = blas_threads()
-        first, second = blas_in_one_thread(), blas_in_one_thread()
-        with first:
-            second.__enter__()
-            assert blas_threads() == {1}
+    """Blocks of two threads that overlap, as two searches do, give back what was before."""
+    is_held, may_end = threading.Event(), threading.Event()
+
+    def search() -> None:
+        with blas_in_one_thread():
+            is_held.set()
+            may_end.wait(60)
+
+    other = threading.Thread(target=search)
+    before = blas_threads()
+    with blas_in_one_thread():
+        other.start()
+        assert is_held.wait(60)
         assert blas_threads() == {1}
-        second.__exit__(None, None, None)
-        assert blas_threads() == before
-        with pytest.raises(KeyError), blas_in_one_thread():
-            raise KeyError
-        assert blas_threads() == before
+    assert blas_threads() == {1}
+    may_end.set()
+    other.join()
+    assert blas_threads() == before
+
+
+PROGRAM = """
+import threading
+from threadpoolctl import threadpool_info
+from airnet_cli.core.runtime import blas_in_one_thread
+
+def threads():
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+inside = []
+def search():
+    with blas_in_one_thread():
+        inside.append(threads())
+
+before = threads()
+search()
+other = threading.Thread(target=search)
+other.start()
+other.join()
+print(before, inside, threads())
+"""
+
+
+@pytest.mark.skipif(not blas_threads(), reason="NumPy's BLAS is none that can be told")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="OpenBLAS has no more threads than cores")
+def test_any_thread_may_ask_for_it():
+    """threadpoolctl hears no other thread while the one that told it first lives."""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    assert done.stdout == "[2] [[1], [1]] [2]\n"

@@ -19,6 +19,7 @@ P candidate pairs.
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -39,10 +40,15 @@ Matrix = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.int64]
 
 PIECE_BYTES = 4 * 2**20
-"""Of a piece as float32: small enough that what is done with it finds it in the cache."""
+"""Of a piece as float32: small enough that what is done with it finds it in the cache. More queries
+take larger ones, twice and four times the size: each product goes through all of them anew."""
 
 FEW_QUERIES = 2
 """Up to so many, a product with one after the other is faster than with all."""
+
+SHARED_QUERIES = 512
+"""Up to so many, each thread multiplies its own share of the rows. More take the time of a product
+from all else, and a product of all rows with the library's threads goes through them once."""
 
 UNLOCKED_PRODUCTS = 512
 """Dot products in one call from which on NumPy lets other threads run meanwhile (over 500)."""
@@ -207,15 +213,20 @@ def _search_floats(
     # A product of D terms is off by at most D roundings of its largest possible sum, 1; the
     # length's by half of that (Higham 2002, 3.1). Real errors are far smaller.
     error = np.full((1, 1), (2 * exact.shape[1] + 24) * 2.0**-24, np.float32)
-    readers = [_Reader(gallery_embeddings) for _ in range(torch.get_num_threads())]
+    is_shared = len(exact) <= SHARED_QUERIES
+    threads = torch.get_num_threads() if is_shared else 1
+    readers = [_Reader(gallery_embeddings) for _ in range(threads)]
     done = 0
-    with ThreadPoolExecutor(len(readers)) as pool, blas_in_one_thread():
+    with (
+        blas_in_one_thread() if is_shared else nullcontext(),
+        ThreadPoolExecutor(threads) as pool,
+    ):
         for rows in blocks():
             cosines = np.zeros((len(exact), len(rows)), np.float32)  # (Q, B)
             spans = zip(
                 readers,
-                np.array_split(rows, len(readers)),
-                np.array_split(cosines, len(readers), axis=1),
+                np.array_split(rows, threads),
+                np.array_split(cosines, threads, axis=1),
                 strict=True,
             )
             for finished in [pool.submit(_compare, product, *span) for span in spans]:
@@ -223,7 +234,7 @@ def _search_floats(
             best.add(cosines, rows, error)
             done += len(rows)
             told(done)
-    return best.finish()
+        return best.finish()
 
 
 def _compare(
@@ -234,7 +245,8 @@ def _compare(
 ) -> None:
     """Put the cosines of all queries with `rows` (B,) into `cosines` (Q, B), which is zero."""
     squared = np.zeros(len(rows), np.float32)
-    piece = max(1, PIECE_BYTES // (4 * reader.width))
+    more = 1 if len(cosines) <= FEW_QUERIES else 2 if len(cosines) <= SHARED_QUERIES else 4
+    piece = max(1, more * PIECE_BYTES // (4 * reader.width))
     with np.errstate(over="ignore", invalid="ignore"):
         for begin in range(0, len(rows), piece):
             here = slice(begin, begin + piece)
@@ -444,14 +456,16 @@ def _dots(rows: npt.NDArray[Any], vectors: npt.NDArray[Any]) -> Any:
 def _squared(rows: npt.NDArray[np.float32]) -> Any:
     """The squared lengths (R,) of `rows` (R, d), while other threads run.
 
-    Each row is cut where there are too few for NumPy to let go of Python.
+    Each row is cut into pieces where there are too few rows for NumPy to let go of Python.
     """
     count, width = rows.shape
-    cuts = min(-(-UNLOCKED_PRODUCTS // count), width)
-    while width % cuts:  # at most `width` cuts, into single values
-        cuts += 1
-    pieces = rows.reshape(count, cuts, width // cuts)
-    return _dots(pieces, pieces).sum(axis=1)
+    cuts = max(1, min(-(-UNLOCKED_PRODUCTS // count), width))
+    whole = width - width % cuts
+    pieces = rows[:, :whole].reshape(count, cuts, whole // cuts)
+    squared = _dots(pieces, pieces).sum(axis=1)
+    if whole < width:
+        squared += _dots(rows[:, whole:], rows[:, whole:])
+    return squared
 
 
 def _blocks(num_rows: int, block: int, allowed: npt.NDArray[np.bool_] | None) -> Iterator[Rows]:

@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from airnet_cli.core.joined import JoinedRows
 from airnet_cli.core.retrieval import search as search_module
 from airnet_cli.core.retrieval.search import search
 from airnet_cli.errors import DataError
@@ -120,16 +122,43 @@ def test_pieces_of_a_block_change_nothing(monkeypatch, num_queries):
     np.testing.assert_array_equal(found.rows, reference(queries, gallery, k=40)[0])
 
 
-@pytest.mark.parametrize("width", [1, 2, 7, 509, 521, 1022])
-@pytest.mark.parametrize("rows", [1, 3, 600])
-def test_every_width_and_number_of_rows(width, rows):
-    """Lengths are added up in pieces, which any width can be cut into."""
-    gallery, queries = features(1, rows, width), features(2, 3, width)
-    found = search(queries=queries, gallery_embeddings=gallery, k=2)
-    expected = reference(queries, gallery, k=2)
-    np.testing.assert_allclose(found.scores, expected[1], atol=1e-7)
-    if width > 1:  # else all cosines are 1 or -1, but for a rounding
-        np.testing.assert_array_equal(found.rows, expected[0])
+@pytest.mark.parametrize("width", [1, 2, 7, 509, 521, 1022, 6144])
+@pytest.mark.parametrize("rows", [1, 3, 85, 600])
+def test_lengths_of_every_width_and_number_of_rows(width, rows):
+    """They are added up in pieces, and what is left over."""
+    values = features(1, rows, width + 3)[:, 3:]  # rows lie apart in memory
+    squared = search_module._squared(values)
+    expected = (values.astype(np.float64) ** 2).sum(axis=1)
+    np.testing.assert_allclose(squared, expected, rtol=width * 2.0**-24 + 1e-7)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "joined"])
+@pytest.mark.parametrize("num_queries", [1, 3, 600])
+def test_any_number_of_threads_finds_the_same(monkeypatch, threads, kind, num_queries):
+    """Also where a block has fewer rows than there are threads."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(search_module, "PIECE_BYTES", 7 * 24 * 4)
+    plain = features(1, 122, 24, "float16" if kind == "float16" else "duplicates")
+    gallery = plain.astype(np.float64) if kind == "float64" else plain
+    if kind == "joined":
+        gallery = JoinedRows(
+            [plain[:50], plain[50:]], [None, None], dimensions=24, dtype=plain.dtype
+        )
+    queries = features(2, num_queries, 24)
+    found = search(queries=queries, gallery_embeddings=gallery, k=9, block_rows=40)
+    rows, scores = reference(queries[:3], plain, k=9)
+    np.testing.assert_array_equal(found.rows[:3], rows)
+    np.testing.assert_allclose(found.scores[:3], scores, atol=1e-7)
+
+
+def test_a_bad_row_in_any_share_is_named(monkeypatch):
+    """And no thread goes on, or warns."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    gallery = features(1, 90, 16)
+    gallery[77, 3] = np.nan
+    with pytest.raises(DataError, match="row 77 "):
+        search(queries=features(2, 4, 16), gallery_embeddings=gallery, k=3)
 
 
 def test_a_query_finds_the_same_alone_and_in_company():
