@@ -19,7 +19,7 @@ import numpy as np
 
 from airnet_cli.core.retrieval.quantized import QuantizedRows, quantize
 from airnet_cli.core.retrieval.search import SearchResult, search
-from benchmarks.measure import Row, Sizes, in_turn, peak_memory_mb
+from benchmarks.measure import OPENBLAS_REST, Row, Sizes, in_turn, peak_memory_mb
 
 K = 10
 FREEDOM = 128
@@ -45,6 +45,7 @@ def rows(sizes: Sizes) -> Iterator[Row]:
                 partial(by_index, gallery, index, queries),
                 partial(in_floats, gallery, queries),
                 turns=turns,
+                pause=OPENBLAS_REST,
             )
             yield Row(
                 path="index",

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from airnet_cli.core.retrieval.search import SearchResult, search
-from benchmarks.measure import Row, Sizes, apart, in_turn
+from benchmarks.measure import OPENBLAS_REST, Row, Sizes, apart, in_turn
 
 K = 10
 
@@ -38,7 +38,10 @@ def rows(sizes: Sizes) -> Iterator[Row]:
                 memory = apart(open_both, search_both, file, num_queries, is_mapped=True)
                 for rival, array in rivals(unit, dtype).items():
                     seconds, rival_seconds = in_turn(
-                        partial(best, mapped, queries), partial(in_memory, queries, array), turns=5
+                        partial(best, mapped, queries),
+                        partial(in_memory, queries, array),
+                        turns=5,
+                        pause=OPENBLAS_REST,
                     )
                     yield Row(
                         path="match",

@@ -54,13 +54,21 @@ class Row:
         return ratio if self.ratio_is == "ours / rival" else 1 / ratio
 
 
+OPENBLAS_REST = 0.05
+"""Seconds of pause: OpenBLAS's threads wait awake for some 20 ms after a product, and would slow
+the other side."""
+
+
 def in_turn(
-    ours: Callable[[], object], rival: Callable[[], object], *, turns: int
+    ours: Callable[[], object], rival: Callable[[], object], *, turns: int, pause: float = 0
 ) -> tuple[float, float]:
-    """The fastest of `turns` turns of each side, in seconds, after one of each to warm up."""
+    """The fastest of `turns` turns of each side, in seconds, after one of each to warm up; with a
+    pause of so many seconds before each.
+    """
     fastest = [float("inf"), float("inf")]
     for turn in range(turns + 1):
         for side, function in enumerate((ours, rival)):
+            time.sleep(pause)
             started = time.perf_counter()
             function()
             if turn:

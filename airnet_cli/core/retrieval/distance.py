@@ -25,6 +25,9 @@ BLOCK_BYTES = 96 * 2**20
 PIECE_BYTES = 32 * 2**20
 """Of the rows gathered or converted to float32 at a time, if they can't be used in place."""
 
+SQUARED_BYTES = 2**20
+"""Of the rows that are squared at a time: a cache's size."""
+
 SHORTEST_SQUARED = 1e-30
 """Squared length under which a vector's direction is lost in float32 products."""
 
@@ -113,8 +116,11 @@ def squared_lengths(
             direction under cosine.
     """
     squared = torch.empty(len(rows), device=embeddings.device)
+    step = max(1, SQUARED_BYTES // (4 * embeddings.shape[1]))
     for begin, piece in _pieces(embeddings, rows):
-        squared[begin : begin + len(piece)] = piece.square().sum(dim=1)
+        for first in range(0, len(piece), step):
+            part = piece[first : first + step]
+            squared[begin + first : begin + first + len(part)] = part.square().sum(dim=1)
     _refuse(
         ~squared.isfinite(),
         rows,

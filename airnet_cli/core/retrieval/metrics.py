@@ -151,9 +151,14 @@ def evaluate_retrieval(
         gallery_camera_ids=gallery_camera_ids[kept],
         camera_filter=camera_filter,
     )
-    answers = _Answers(gallery_person_ids[kept], gallery_camera_ids[kept], camera_filter)
-    queries = list(zip(query_person_ids, query_camera_ids, strict=True))
-    sizes = [[len(rows) for rows in answers.of(*query)] for query in queries]
+    answers = _answers(
+        query_person_ids,
+        query_camera_ids,
+        gallery_person_ids[kept],
+        gallery_camera_ids[kept],
+        camera_filter,
+    )
+    sizes = [(len(matches), len(ignored)) for matches, ignored in answers]
     num_matches, num_ignored = np.array(sizes, dtype=np.int64).T
     counted = np.flatnonzero(num_matches)
     squared_lengths(query_embeddings, rows=np.arange(num_queries), metric=metric, name="query")
@@ -167,7 +172,7 @@ def evaluate_retrieval(
     else:
         rows = _reranked_rows(query_embeddings, gallery_embeddings, kept, reranking, progress)
     for query, nearness in rows:
-        matches, ignored = answers.of(*queries[query])
+        matches, ignored = answers[query]
         if not len(matches):
             continue
         nearness[ignored] = -np.inf
@@ -306,9 +311,9 @@ def average_precision_trapezoid(ranks: Integers) -> float:
         ranks: (n,) ranks of the right answers, from 1, ascending, at least one.
     """
     place = np.arange(1, len(ranks) + 1)
-    before = np.ones(len(ranks))
-    np.divide(place - 1, ranks - 1, out=before, where=ranks > 1)
-    return float((before + place / ranks).sum() / (2 * len(ranks)))
+    # Only the first rank can be 1; of a later first one the precision before it is 0.
+    before = float(ranks[0] == 1) + (place[:-1] / (ranks[1:] - 1)).sum()
+    return float((before + (place / ranks).sum()) / (2 * len(ranks)))
 
 
 def match_ranks(nearness: Nearness, matches: Integers) -> Integers:
@@ -322,9 +327,8 @@ def match_ranks(nearness: Nearness, matches: Integers) -> Integers:
         matches: (n,) indices of the right answers in it, at least one.
     """
     thresholds = nearness[matches]
-    is_ahead_of_last = nearness >= thresholds.min()
-    if 2 * np.count_nonzero(is_ahead_of_last) < len(nearness):  # the rest can't change a rank
-        rows = np.flatnonzero(is_ahead_of_last)
+    (rows,) = (nearness >= thresholds.min()).nonzero()
+    if 2 * len(rows) < len(nearness):  # the rest can't change a rank
         nearness, matches = nearness[rows], rows.searchsorted(matches)
     if len(nearness) > SORTED_PER_MATCH * len(matches):
         ahead = [
@@ -341,22 +345,24 @@ def match_ranks(nearness: Nearness, matches: Integers) -> Integers:
     return np.sort(ahead_of) + 1
 
 
-class _Answers:
-    """The gallery's images of an identity, found by slicing an index sorted by identity."""
-
-    def __init__(self, person_ids: Integers, camera_ids: Integers, camera_filter: bool) -> None:
-        self.by_person = np.argsort(person_ids, kind="stable")
-        self.person_ids = person_ids[self.by_person]
-        self.camera_ids = camera_ids
-        self.camera_filter = camera_filter
-
-    def of(self, person_id: np.int64, camera_id: np.int64) -> tuple[Integers, Integers]:
-        """Return the right answers to a query, and the rows ignored for its camera; ascending."""
-        begin = self.person_ids.searchsorted(person_id, side="left")
-        end = self.person_ids.searchsorted(person_id, side="right")
-        rows = self.by_person[begin:end]
-        is_ignored = (self.camera_ids[rows] == camera_id) & self.camera_filter
-        return rows[~is_ignored], rows[is_ignored]
+def _answers(
+    query_person_ids: Integers,
+    query_camera_ids: Integers,
+    gallery_person_ids: Integers,
+    gallery_camera_ids: Integers,
+    camera_filter: bool,
+) -> list[tuple[Integers, Integers]]:
+    """Return for each query the right answers, and the rows ignored for its camera; ascending."""
+    by_person = np.argsort(gallery_person_ids, kind="stable")
+    person_ids, camera_ids = gallery_person_ids[by_person], gallery_camera_ids[by_person]
+    begin = person_ids.searchsorted(query_person_ids, side="left").tolist()
+    end = person_ids.searchsorted(query_person_ids, side="right").tolist()
+    answers = []
+    for first, last, camera_id in zip(begin, end, query_camera_ids, strict=True):
+        rows = by_person[first:last]
+        is_ignored = (camera_ids[first:last] == camera_id) & camera_filter
+        answers.append((rows[~is_ignored], rows[is_ignored]))
+    return answers
 
 
 def _check_sizes(name: str, embeddings: Tensor, person_ids: Integers, camera_ids: Integers) -> None:
