@@ -6,7 +6,6 @@ import random
 import resource
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from threadpoolctl import threadpool_info
 
 from airnet_cli.core.runtime import (
     autocast,
-    blas_in_one_thread,
     check_precision,
     choose_device,
     has_native_bfloat16,
@@ -148,33 +146,7 @@ def test_freed_memory_is_used_again():
     assert page_faults("kept") < block
 
 
-def blas_threads():
-    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
-
-
-@pytest.mark.skipif(not blas_threads(), reason="NumPy's BLAS is none that can be told")
-def test_products_stay_in_one_thread_until_the_last_block_ends():
-    """Blocks of two threads that overlap, as two searches do, give back what was before."""
-    is_held, may_end = threading.Event(), threading.Event()
-
-    def search() -> None:
-        with blas_in_one_thread():
-            is_held.set()
-            may_end.wait(60)
-
-    other = threading.Thread(target=search)
-    before = blas_threads()
-    with blas_in_one_thread():
-        other.start()
-        assert is_held.wait(60)
-        assert blas_threads() == {1}
-    assert blas_threads() == {1}
-    may_end.set()
-    other.join()
-    assert blas_threads() == before
-
-
-PROGRAM = """
+HOLD_BLAS = """
 import threading
 from threadpoolctl import threadpool_info
 from airnet_cli.core.runtime import blas_in_one_thread
@@ -182,30 +154,45 @@ from airnet_cli.core.runtime import blas_in_one_thread
 def threads():
     return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
-inside = []
-def search():
+def search(is_held, may_end):
     with blas_in_one_thread():
-        inside.append(threads())
+        is_held.set()
+        assert may_end.wait(60)
 
-before = threads()
-search()
-other = threading.Thread(target=search)
+found = [threads()]
+for _ in range(2):  # the main thread first, then another beside it, which is the last to end
+    is_held, may_end = threading.Event(), threading.Event()
+    other = threading.Thread(target=search, args=(is_held, may_end))
+    with blas_in_one_thread():
+        other.start()
+        assert is_held.wait(60)
+        found.append(threads())
+    found.append(threads())
+    may_end.set()
+    other.join()
+    found.append(threads())
+other = threading.Thread(target=lambda: search(threading.Event(), may_end))
 other.start()
 other.join()
-print(before, inside, threads())
+print(*found, threads())
 """
 
 
-@pytest.mark.skipif(not blas_threads(), reason="NumPy's BLAS is none that can be told")
+@pytest.mark.skipif(
+    not any(pool["user_api"] == "blas" for pool in threadpool_info()),
+    reason="NumPy's library for products is none that can be told (Accelerate)",
+)
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="OpenBLAS has no more threads than cores")
-def test_any_thread_may_ask_for_it():
-    """threadpoolctl hears no other thread while the one that told it first lives."""
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
+def test_products_stay_in_one_thread_until_the_last_block_ends():
+    """Blocks of two threads that overlap, as two searches do, give back what was before, and can do
+    so again: threadpoolctl hears no other thread while the one that told it first lives.
+    """
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2"}  # `make test` gives one
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", HOLD_BLAS],
         capture_output=True,
         text=True,
         check=True,
         env=environment,
     )
-    assert done.stdout == "[2] [[1], [1]] [2]\n"
+    assert done.stdout == "[2] [1] [1] [2] [1] [1] [2] [2]\n"

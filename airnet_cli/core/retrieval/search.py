@@ -47,8 +47,8 @@ FEW_QUERIES = 2
 """Up to so many, a product with one after the other is faster than with all."""
 
 SHARED_QUERIES = 512
-"""Up to so many, each thread multiplies its own share of the rows. More take the time of a product
-from all else, and a product of all rows with the library's threads goes through them once."""
+"""Up to so many, each thread multiplies its own share of the rows. With more the library's threads
+share each product, as every thread of ours would go through all queries for its few rows."""
 
 UNLOCKED_PRODUCTS = 512
 """Dot products in one call from which on NumPy lets other threads run meanwhile (over 500)."""

@@ -153,7 +153,7 @@ def test_any_number_of_threads_finds_the_same(monkeypatch, threads, kind, num_qu
 
 
 def test_a_bad_row_in_any_share_is_named(monkeypatch):
-    """And no thread goes on, or warns."""
+    """By its number in the gallery, not in the share; no warning of NumPy's comes first."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     gallery = features(1, 90, 16)
     gallery[77, 3] = np.nan
