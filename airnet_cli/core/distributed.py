@@ -13,7 +13,10 @@ Letters: B images of the whole batch, C channels.
 """
 
 import contextlib
+import hashlib
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +25,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import GradBucket, PrefixStore, TCPStore
+from torch._C._distributed_c10d import GradBucket, PrefixStore, Store, TCPStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -30,9 +33,8 @@ from airnet_cli.errors import RuntimeSetupError, TrainingError
 
 T = TypeVar("T")
 
-CONNECT = timedelta(seconds=5)
-"""How long gloo may take to connect; it takes five times as long before it gives up."""
-CONNECT_ATTEMPTS = 5
+MEETING_PAUSE_S = 0.02
+"""How long a process waits before it looks again whether all are there."""
 
 PATIENCE = timedelta(hours=12)
 """How long a process waits for another: the first one scores while the others wait. Of a process
@@ -122,58 +124,37 @@ def joining(device: torch.device) -> Iterator[Team]:
         return
     take_device(device)
     with naming_the_lost():
-        _connect("nccl" if device.type == "cuda" else "gloo")
+        store, member, size = next(rendezvous("env://", timeout=PATIENCE))
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=met(store, member, size),
+            rank=member,
+            world_size=size,
+            timeout=PATIENCE,
+        )
         try:
-            yield Team(dist.get_rank(), dist.get_world_size())
+            yield Team(member, size)
         finally:
             dist.destroy_process_group()
 
 
-def _connect(backend: str) -> None:
-    """Make the team's process group.
+def met(store: Store, member: int, size: int) -> PrefixStore:
+    """A part of `store` that only the processes use which are here now, once all `size` are.
 
-    Processes that torchrun started again now and then wait for each other without end while gloo
-    connects them: both in `Pair::waitUntilConnected`, with no connection between them. So gloo gets
-    little time for it, the team tells each other in torchrun's store how it went, and all try again
-    where one failed.
+    torchrun keeps its store when it starts processes again, and in it what those before them wrote:
+    gloo and NCCL would take the addresses of the dead for those of the living. So each says that it
+    is here, by a word that nobody used before, then which words it saw of all. That all saw the
+    same, this one's among them, only those who are here now can say.
     """
-    if backend != "gloo":  # NCCL connects when it is first used
-        dist.init_process_group(backend, timeout=PATIENCE)
-        return
-    store, member, size = next(rendezvous("env://", timeout=PATIENCE))
-
-    def agree(question: str, *, answer: bool) -> bool:
-        """Whether all say yes, once all have said something."""
-        keys = [f"{question} {each}" for each in range(size)]
-        store.set(keys[member], "yes" if answer else "no")
-        store.wait(keys, PATIENCE)
-        return all(store.get(key) == b"yes" for key in keys)
-
-    for attempt in range(CONNECT_ATTEMPTS):
-        agree(f"ready {attempt}", answer=True)  # nobody's time begins before that of the others
-        # torch names the group's place in the store by how many groups this process tried to make.
-        dist.distributed_c10d._world.group_count = 0
-        failure: RuntimeError | None = None
-        try:
-            place = PrefixStore(f"connect {attempt}", store)
-            dist.init_process_group(
-                backend, store=place, rank=member, world_size=size, timeout=CONNECT
-            )
-        except RuntimeError as error:
-            failure = error
-        if agree(f"connected {attempt}", answer=failure is None):
-            _set_timeout(PATIENCE)
-            return
-        if failure is None:
-            dist.destroy_process_group()
-    raise failure or RuntimeError("gloo connected some of the processes and not all of them")
-
-
-def _set_timeout(timeout: timedelta) -> None:
-    if hasattr(dist, "set_timeout"):
-        dist.set_timeout(timeout)
-    else:  # torch before 2.13
-        dist.distributed_c10d._set_pg_timeout(timeout)
+    here, saw = ([f"{key} {each}" for each in range(size)] for key in ("here", "saw"))
+    store.set(here[member], uuid.uuid4().hex)
+    while True:
+        if store.check(here):
+            team = b" ".join(store.multi_get(here)).decode()
+            store.set(saw[member], team)
+            if store.check(saw) and all(each.decode() == team for each in store.multi_get(saw)):
+                return PrefixStore(hashlib.sha256(team.encode()).hexdigest(), store)
+        time.sleep(MEETING_PAUSE_S)
 
 
 def launched_member() -> int:

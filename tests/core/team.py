@@ -2,20 +2,19 @@
 
     python team.py FOLDER SIZE
 
-reads FOLDER/task.json (`paths`, `person_ids`, `cases`: options of `train` by name, `unconnected`: a
-member that fails to connect at first, or null) and forks SIZE processes that join as torchrun's
-would. Each writes, for each case, what it saw of the training into FOLDER/CASE-MEMBER.json, and the
-first one its weights into FOLDER/CASE.safetensors.
+reads FOLDER/task.json (`paths`, `person_ids`, `cases`: options of `train` by name, `late`: the
+member that joins a second after the others, or null) and forks SIZE processes that join as
+torchrun's would; where one is late, a second team follows the first, with the same store. Each
+writes, for each case, what it saw of the training into FOLDER/CASE-MEMBER.json, and the first one
+its weights into FOLDER/CASE.safetensors.
 """
 
 import contextlib
 import json
 import os
-import socket
 import sys
 import time
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,7 +22,6 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 
-from airnet_cli.core import distributed
 from airnet_cli.core.averaging import WeightAverage
 from airnet_cli.core.data.dataset import ImageDataset, TrainingLoader
 from airnet_cli.core.data.sampler import BatchShare, IdentitySampler
@@ -149,23 +147,10 @@ def train(
     return reports, weights
 
 
-def fail_once_to_connect(is_me: bool) -> None:
-    """The first attempt: one member gives up, the others wait for it until their time is over."""
-    distributed.CONNECT = timedelta(seconds=2)
-    connect, waited = dist.init_process_group, []
-
-    def once_in_vain(*arguments: object, **options: object) -> None:
-        if is_me and not waited:
-            waited.append(True)
-            raise RuntimeError("gloo: connecting took too long")
-        connect(*arguments, **options)
-
-    dist.init_process_group = once_in_vain
-
-
 def be_a_member(folder: Path, member: int, size: int, port: int) -> None:
     os.environ |= {
         "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "RANK": str(member),
@@ -174,16 +159,12 @@ def be_a_member(folder: Path, member: int, size: int, port: int) -> None:
         "LOCAL_WORLD_SIZE": str(size),
     }
     task = json.loads((folder / "task.json").read_text())
-    if task["unconnected"] is not None:
-        fail_once_to_connect(task["unconnected"] == member)
     try:
         with joining(CPU) as team:
             assert team == Team(member, size)
             for name, options in task["cases"].items():
                 if options.pop("lost", False) and not team.leads:
                     os._exit(9)
-                if options.pop("late", False) and not team.leads:
-                    time.sleep(2 * distributed.CONNECT.total_seconds())
                 reports, weights = train(task["paths"], task["person_ids"], team, **options)
                 (folder / f"{name}-{member}.json").write_text(json.dumps(reports))
                 if team.leads:
@@ -192,24 +173,36 @@ def be_a_member(folder: Path, member: int, size: int, port: int) -> None:
         (folder / f"error-{member}.txt").write_text(str(error))
 
 
-def main(folder: Path, size: int) -> None:
-    torch.set_num_threads(1)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def forked(work: Callable[[int], None], size: int) -> list[int]:
+    """The exit codes of `size` processes that do `work`, each with its number."""
     children = []
     for member in range(size):
         child = os.fork()
         if not child:
             code = 1
             try:
-                be_a_member(folder, member, size, port)
+                work(member)
                 code = 0
             finally:
                 sys.stderr.flush()
                 os._exit(code)
         children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    (folder / "codes.json").write_text(json.dumps(codes))
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def main(folder: Path, size: int) -> None:
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's
+    late = json.loads((folder / "task.json").read_text())["late"]
+
+    def join(member: int) -> None:
+        if member == late:
+            time.sleep(1)
+        be_a_member(folder, member, size, store.port)
+
+    if late is not None:
+        forked(join, size)
+    (folder / "codes.json").write_text(json.dumps(forked(join, size)))
 
 
 if __name__ == "__main__":

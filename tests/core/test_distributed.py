@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,13 +15,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._C._distributed_c10d import PrefixStore
 
 from airnet_cli.core.distributed import (
     ALONE,
+    MEETING_PAUSE_S,
     Team,
     joining,
     launched_size,
     leads,
+    met,
     remembered,
     synchronize_batch_norms,
 )
@@ -64,13 +69,13 @@ def run_team(crops, tmp_path_factory) -> Callable[..., Path]:
     """Trains `cases` as a team of two; the folder of what came out."""
     paths, person_ids = crops
 
-    def run(cases: dict[str, dict[str, Any]], *, unconnected: int | None = None) -> Path:
+    def run(cases: dict[str, dict[str, Any]], *, late: int | None = None) -> Path:
         folder = tmp_path_factory.mktemp("team")
         task = {
             "paths": [str(path) for path in paths],
             "person_ids": person_ids,
             "cases": cases,
-            "unconnected": unconnected,
+            "late": late,
         }
         (folder / "task.json").write_text(json.dumps(task))
         environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
@@ -122,14 +127,42 @@ def test_a_lost_process_is_one_line_for_the_others(run_team):
     assert said.startswith("another process of this training ended")
 
 
+def test_nobody_goes_on_before_all_of_now_are_there():
+    """Neither what an earlier team wrote nor a part of the team is enough; all get one place."""
+    store = torch.distributed.HashStore()
+    places: list[list[PrefixStore]] = [[], []]
+
+    def meet(generation: int, member: int) -> threading.Thread:
+        def work() -> None:
+            places[generation].append(met(store, member, 3))
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        return thread
+
+    for thread in [meet(0, member) for member in range(3)]:
+        thread.join(timeout=30)
+    assert len(places[0]) == 3
+
+    early = [meet(1, 0), meet(1, 2)]
+    time.sleep(20 * MEETING_PAUSE_S)
+    assert not places[1]
+    for thread in [*early, meet(1, 1)]:
+        thread.join(timeout=30)
+    assert len(places[1]) == 3
+
+    for generation, (first, *others) in enumerate(places):
+        first.set("key", f"generation {generation}")
+        assert [each.get("key") for each in others] == [f"generation {generation}".encode()] * 2
+    assert places[0][0].get("key") == b"generation 0"
+
+
 @needs_fork
-@pytest.mark.parametrize("unconnected", [0, 1])
-def test_what_fails_to_connect_is_tried_again_by_all(run_team, unconnected):
-    """One member gives up at first; and once connected, they wait for each other for longer."""
-    folder = run_team({"any": {"late": True}}, unconnected=unconnected)
+def test_a_team_started_again_takes_nobody_for_there_who_is_not(run_team):
+    """torchrun's store keeps what an earlier team wrote: addresses at which nobody listens now."""
+    folder = run_team({"any": {}}, late=0)
     assert json.loads((folder / "codes.json").read_text()) == [0, 0]
-    first, second = (json.loads((folder / f"any-{member}.json").read_text()) for member in (0, 1))
-    assert first == second
+    assert not list(folder.glob("error-*"))
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,38 +44,48 @@ def members(torchrun: subprocess.Popen[str]) -> list[int]:
     return [found[member] for member in sorted(found)]
 
 
-def lines_of(runs_root: Path) -> list[dict]:
-    logs = list(runs_root.glob("*/log.jsonl"))
-    return [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+@pytest.fixture(scope="module")
+def words(tiny_data_root, tiny_overrides) -> Callable[[Path], list[object]]:
+    """The command line of a training of two epochs into a folder."""
+    sets = [word for each in tiny_overrides for word in ("--set", each)]
+    where = ["--data-root", tiny_data_root, "--device", "cpu"]
+    return lambda runs_root: ["train", "-p", "demo", *sets, *where, "--runs-root", runs_root]
+
+
+@pytest.fixture(scope="module")
+def expected(words, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """The weights of a run that nobody disturbed."""
+    runs_root = tmp_path_factory.mktemp("calm")
+    calm = start(*words(runs_root))
+    said, _ = calm.communicate(timeout=600)
+    assert calm.returncode == 0, said
+    (run,) = runs_root.iterdir()
+    return load_file(run / "model.safetensors")
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
-@pytest.mark.parametrize("member", [0, 1], ids=["the first", "another"])
+@pytest.mark.parametrize(
+    ("member", "epochs"),
+    [(0, 0), (1, 1)],
+    ids=["the first, before anything is saved", "another, after an epoch"],
+)
 def test_a_killed_process_is_started_again_and_the_run_goes_on(
-    member, tiny_data_root, tiny_overrides, tmp_path
+    member, epochs, words, expected, tmp_path
 ):
     """One run folder, all epochs, and the weights of the run that nobody disturbed."""
-
-    def words(runs_root: Path) -> list[object]:
-        sets = [word for each in (*tiny_overrides, "training.epochs=3") for word in ("--set", each)]
-        where = ["--data-root", tiny_data_root, "--runs-root", runs_root, "--device", "cpu"]
-        return ["train", "-p", "demo", *sets, *where]
-
-    calm = start(*words(tmp_path / "calm"))
-    said, _ = calm.communicate(timeout=600)
-    assert calm.returncode == 0, said
-
-    killed = start(*words(tmp_path / "killed"), restarts=1)
+    killed = start(*words(tmp_path), restarts=1)
+    sign = "preset.json" if epochs == 0 else "training-state.safetensors"
     until = time.monotonic() + 600
-    while not lines_of(tmp_path / "killed") and time.monotonic() < until:
+    while not list(tmp_path.glob(f"*/{sign}")) and time.monotonic() < until:
         time.sleep(0.05)
     os.kill(members(killed)[member], signal.SIGKILL)
     said, _ = killed.communicate(timeout=600)
     assert killed.returncode == 0, said
+    assert (" 1/2 " in said.split("training airnet")[-1]) == (epochs == 0), said
 
-    (run,) = (tmp_path / "killed").iterdir()
-    (undisturbed,) = (tmp_path / "calm").iterdir()
-    assert [line["epoch"] for line in lines_of(tmp_path / "killed")] == [1, 2, 3]
+    (run,) = tmp_path.iterdir()
+    lines = (run / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
     assert json.loads((run / "preset.json").read_text())["processes"] == 2
-    weights, expected = (load_file(each / "model.safetensors") for each in (run, undisturbed))
+    weights = load_file(run / "model.safetensors")
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
