@@ -9,7 +9,9 @@ import argparse
 import importlib
 import os
 import platform
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,9 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", action="append", choices=PATHS, help="measure this path alone")
     parser.add_argument("--quick", action="store_true", help="small sizes, under two minutes")
-    parser.add_argument("--tiny", action="store_true", help="sizes that say nothing: for the test")
     chosen = parser.parse_args(arguments)
-    sizes = Sizes("tiny" if chosen.tiny else "quick" if chosen.quick else "full")
+    sizes = Sizes("quick" if chosen.quick else "full")
     torch.manual_seed(0)
     rows: list[Row] = []
     for path in chosen.only or PATHS:
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
+        "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -55,6 +57,13 @@ def main(arguments: list[str] | None = None) -> None:
         "airnet": airnet_cli.__version__,
     }
     print(to_json(rows, sizes, machine))
+
+
+def _processor() -> str:
+    """The processor's name; as much of it as the system tells."""
+    told = Path("/proc/cpuinfo")
+    names = [] if not told.exists() else re.findall(r"model name\s*: (.+)", told.read_text())
+    return names[0] if names else platform.processor() or "unknown"
 
 
 def _lines(row: Row) -> str:

@@ -38,10 +38,9 @@ def rows(sizes: Sizes) -> Iterator[Row]:
             ("an eighth of Market-1501", 421, 1989, 94, 6),
             ("an eighth of MSMT17", 1457, 10270, 380, 15),
         ],
-        [("tiny", 20, 60, 5, 3)],
     )
     for name, *numbers in cases:
-        for dimensions in sizes.pick((2048, 6144), (2048,), (32,)):
+        for dimensions in sizes.pick((2048, 6144), (2048,)):
             problem = draw(*numbers, dimensions)
             large = sizes.name == "full" and numbers[1] > 50_000
             seconds, rival_seconds = in_turn(

@@ -31,8 +31,8 @@ AT_ONCE = 1024
 
 def rows(sizes: Sizes) -> Iterator[Row]:
     """1 and 100 queries."""
-    num_rows, dimensions = sizes.pick((100_000, 6144), (8_000, 6144), (400, 48))
-    turns = sizes.pick(3, 5, 2)
+    num_rows, dimensions = sizes.pick((100_000, 6144), (8_000, 6144))
+    turns = sizes.pick(3, 5)
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), num_rows, dimensions)
         gallery, index = open_files(folder)

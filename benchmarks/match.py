@@ -21,7 +21,7 @@ K = 10
 
 def rows(sizes: Sizes) -> Iterator[Row]:
     """1 and 100 queries, float32 and float16."""
-    num_rows, dimensions = sizes.pick((100_000, 6144), (8_000, 6144), (200, 32))
+    num_rows, dimensions = sizes.pick((100_000, 6144), (8_000, 6144))
     with tempfile.TemporaryDirectory() as folder:
         unit = _write(Path(folder), num_rows, dimensions)
         for dtype in ("float32", "float16"):

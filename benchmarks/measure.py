@@ -21,11 +21,11 @@ class Sizes:
     """Which sizes are measured."""
 
     name: str
-    """full, quick, or tiny (for the test: nothing can be concluded from it)."""
+    """full or quick."""
 
-    def pick(self, full: Any, quick: Any, tiny: Any) -> Any:
+    def pick(self, full: Any, quick: Any) -> Any:
         """The value for this size."""
-        return {"full": full, "quick": quick, "tiny": tiny}[self.name]
+        return full if self.name == "full" else quick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +60,18 @@ the other side."""
 
 
 def in_turn(
-    ours: Callable[[], object], rival: Callable[[], object], *, turns: int, pause: float = 0
+    ours: Callable[[], object],
+    rival: Callable[[], object],
+    *,
+    turns: int,
+    pause: float = 0,
+    is_warm: bool = False,
 ) -> tuple[float, float]:
-    """The fastest of `turns` turns of each side, in seconds, after one of each to warm up; with a
-    pause of so many seconds before each.
+    """The fastest of `turns` turns of each side, in seconds, after one of each to warm up unless
+    `is_warm`; with a pause of so many seconds before each.
     """
     fastest = [float("inf"), float("inf")]
-    for turn in range(turns + 1):
+    for turn in range(1 if is_warm else 0, turns + 1):
         for side, function in enumerate((ours, rival)):
             time.sleep(pause)
             started = time.perf_counter()
@@ -110,7 +115,9 @@ def apart(
 
     `is_mapped`: tell memory apart from pages of mapped files.
     """
-    context = multiprocessing.get_context("spawn")
+    # Forked off a process that has imported torch and done nothing: importing takes seconds.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["airnet_cli.core.retrieval.search", "benchmarks.measure"])
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(send, prepare, work, args, is_mapped))
     process.start()

@@ -22,8 +22,8 @@ def rows(sizes: Sizes) -> Iterator[Row]:
     An epoch is short here: what is done once in it, reports and checks, weighs more than usual.
     """
     keep_freed_memory()
-    people, each = sizes.pick((16, 4), (8, 4), (4, 2))
-    identities = sizes.pick(3, 1, 1) * people
+    people, each = sizes.pick((16, 4), (8, 4))
+    identities = sizes.pick(3, 1) * people
     overrides = [
         "data.name=bench",
         "model.init=none",
@@ -32,8 +32,6 @@ def rows(sizes: Sizes) -> Iterator[Row]:
         f"training.identities_per_batch={people}",
         f"training.images_per_identity={each}",
     ]
-    if sizes.name == "tiny":
-        overrides += ["data.height_px=64", "data.width_px=32"]
     preset = load_preset("market1501-cpu", overrides)
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "bench" / "images"
@@ -55,7 +53,7 @@ def rows(sizes: Sizes) -> Iterator[Row]:
         seconds, rival_seconds = in_turn(
             lambda: list(trainer.fit(epochs=1)),
             lambda: by_hand(trainer, batch.images, labels, steps),
-            turns=sizes.pick(4, 2, 1),
+            turns=sizes.pick(4, 2),
         )
     total = steps * people * each
     yield Row(

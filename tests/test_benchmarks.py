@@ -1,47 +1,79 @@
-"""The benchmark program runs and says what it should; whether it is fast is not asked here."""
+"""What the benchmarks measure with. They run themselves, in their quick size, in `.ci/run`."""
 
+import importlib
 import json
-import subprocess
-import sys
-from pathlib import Path
+import time
 
+import numpy as np
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[1]
+from benchmarks.__main__ import PATHS
+from benchmarks.measure import CLEAR, Row, Sizes, apart, in_turn, peak_memory_mb, to_json
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "pooling",
-        "startup",
-        "train_step",
-        "embed",
-        "runtimes",
-        "match",
-        "index",
-        "rerank",
-        "evaluate",
-    ],
-)
+def test_sides_take_turns_and_the_fastest_counts():
+    """One turn each to warm up, which is not counted."""
+    said: list[str] = []
+    pauses = {"ours": iter([0, 0.3, 0.02]), "rival": iter([0, 0.01, 0.3])}
+
+    def side(name: str) -> None:
+        said.append(name)
+        time.sleep(next(pauses[name]))
+
+    ours, rival = in_turn(lambda: side("ours"), lambda: side("rival"), turns=2)
+    assert said == ["ours", "rival"] * 3
+    assert 0.02 <= ours < 0.3
+    assert 0.01 <= rival < 0.3
+
+
+def test_what_is_warm_already_is_counted_at_once():
+    """Each side runs once."""
+    said: list[str] = []
+    in_turn(lambda: said.append("ours"), lambda: said.append("rival"), turns=1, is_warm=True)
+    assert said == ["ours", "rival"]
+
+
+def hold(mib: int) -> np.ndarray:
+    return np.ones(mib * 2**20, np.uint8)
+
+
+def hold_twice(held: np.ndarray) -> np.ndarray:
+    return np.concatenate([held, held])
+
+
+def fail(_: object) -> None:
+    raise SystemExit(3)
+
+
 @pytest.mark.slow
-def test_each_path_is_measured(path):
-    """A row has both times, a target and sizes, and the last line is JSON that holds them."""
-    if path == "runtimes":
-        for name in ("onnx", "onnxscript", "onnxruntime"):
-            pytest.importorskip(name, reason=f"needs {name}: pip install 'airnet[onnx]'")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--tiny", "--only", path],
-        cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    *table, last = done.stdout.splitlines()
-    figures = json.loads(last)
-    assert figures["sizes"] == "tiny"
-    assert figures["cores"] >= 1
-    assert figures["rows"]
-    for row in figures["rows"]:
-        assert row["path"] == path
-        assert row["seconds"] > 0
-        assert row["rival_seconds"] > 0
-        assert any(row["case"] in line for line in table)
+@pytest.mark.skipif(not CLEAR.exists(), reason="needs /proc")
+def test_memory_is_what_the_work_takes_on_top():
+    """Not what was held before it, and not what another process once took."""
+    assert 120 < peak_memory_mb(hold, hold_twice, 64) < 140
+    measured = apart(hold, hold_twice, 16)
+    assert 28 < measured.memory_mb < 50
+    assert measured.seconds > 0
+    assert measured.unmapped_mb is None
+    with pytest.raises(RuntimeError, match="ended early"):
+        apart(hold, fail, 1)
+
+
+def test_ratios_and_the_json_line():
+    """A ratio is read as the row says; sizes choose between two values."""
+    times = {"seconds": 2.0, "rival_seconds": 1.0}
+    rows = [
+        Row(path="a", case="b", rival="c", target="at most 1", **times),
+        Row(path="a", case="b", rival="c", target="at least 1", ratio_is="rival / ours", **times),
+    ]
+    line = to_json(rows, Sizes("quick"), {"cores": 2})
+    figures = json.loads(line)
+    assert "\n" not in line
+    assert (figures["sizes"], figures["cores"]) == ("quick", 2)
+    assert [row["ratio"] for row in figures["rows"]] == [2.0, 0.5]
+    assert [Sizes(name).pick(1, 2) for name in ("full", "quick")] == [1, 2]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_each_path_has_rows(path):
+    """Every name that --only takes is a module which makes rows."""
+    assert callable(importlib.import_module(f"benchmarks.{path}").rows)
