@@ -8,17 +8,21 @@ Letters: Q queries, G gallery rows, N = Q + G pictures (queries first), D embedd
 neighbours that are kept, B rows of a block, P pairs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from airnet_cli.core.progress import Progress, silent
+from airnet_cli.core.runtime import blas_in_one_thread
 from airnet_cli.errors import EvaluationError
 
-BLOCK_BYTES = 96 * 2**20
+BLOCK_BYTES = 192 * 2**20
 """Of a block of cosines or of distances."""
 
 TABLE_CELLS = 2**21
@@ -30,6 +34,9 @@ PIECE_CELLS = 2**16
 PIECE_BYTES = 2**20
 """Of the rows that are gathered at a time for single products: a cache's size."""
 
+SHARE_COLUMNS = 256
+"""Of a block's product, that are worth a thread of their own."""
+
 SPARE = 11
 """Neighbours kept beyond those that the method looks at: most of the pairs whose cosine it needs
 later are then among them."""
@@ -37,6 +44,7 @@ later are then among them."""
 SHORTEST_SQUARED = 1e-30
 """Squared length under which a vector's direction is lost in float32."""
 
+T = TypeVar("T")
 Matrix = npt.NDArray[np.floating[Any]]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -143,6 +151,10 @@ class _Neighbours:
     """(N,) the largest 1 - cos of each picture; 1 where all are 0."""
 
 
+_Cells = tuple[npt.NDArray[np.int32], Floats, Integers]
+"""Of some rows of a sparse matrix: columns and values of the cells, and the cells of each row."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sparse:
     """A matrix by its cells that are not zero, row after row (CSR)."""
@@ -154,6 +166,12 @@ class _Sparse:
     values: Floats
     """(cells,)"""
     num_columns: int
+
+    @classmethod
+    def of(cls, parts: Iterable[_Cells], num_columns: int) -> "_Sparse":
+        """Return the matrix of some rows after the other."""
+        columns, values, counts = map(np.concatenate, zip(*parts, strict=True))
+        return cls(np.concatenate([[0], counts.cumsum()]), columns, values, num_columns)
 
     def cells_of(self, rows: npt.NDArray[np.integer[Any]]) -> tuple[Integers, Integers]:
         """Return the places of the cells of `rows`, one row after the other, and their numbers."""
@@ -213,30 +231,44 @@ def _neighbours(
     total = len(features)
     looked_at = max(reranking.k1 + 1, reranking.k2)
     k = min(total, looked_at + SPARE)
-    # (N, K) so far, the nearest first; below 0 where a row was compared with fewer than K.
+    # (N, K) so far, in any order; -inf where a row was compared with fewer than K.
     best = np.full((total, k), -np.inf, features.dtype)
     rows = np.zeros((total, k), np.int32)
     lowest = np.full(total, np.inf, features.dtype)
     size = max(1, min(total // 8 + 1, BLOCK_BYTES // (features.itemsize * total)))
     buffer = np.empty(size * total, features.dtype)
-    progress("comparing", 0, total, "pictures")
-    for first in range(0, total, size):
-        last = min(first + size, total)
-        num_rows, num_columns = last - first, total - first
-        cosines = buffer[: num_rows * num_columns].reshape(num_rows, num_columns)
-        block = features[first:last]
+
+    def multiply(cosines: Matrix, first: int, others: slice) -> None:
+        pictures = features[first : first + len(cosines)]
         # NumPy's product: on processors that torch's is not made for it takes two thirds the time.
-        np.matmul(block, block.T, out=cosines[:, :num_rows])  # which it computes one half of
-        np.matmul(block, features[last:].T, out=cosines[:, num_rows:])
-        lowest[first:last] = np.minimum(lowest[first:last], cosines.min(axis=1))
-        lowest[last:] = np.minimum(lowest[last:], cosines[:, num_rows:].min(axis=0, initial=1))
-        if kept is not None and first < len(kept):
-            queries = min(last, len(kept)) - first
-            kept[first : first + queries] = cosines[:queries, len(kept) - first :]
-        np.fill_diagonal(cosines, 2)  # oneself is never lost
-        _merge(best[first:last], rows[first:last], cosines, first)
-        _merge(best[last:], rows[last:], cosines[:, num_rows:].T, first)
-        progress("comparing", last, total, "pictures")
+        # Of pictures with themselves it computes one half.
+        columns = cosines[:, others.start - first : others.stop - first]
+        np.matmul(pictures, features[others].T, out=columns)
+
+    def take(cosines: Matrix, first: int, own: slice, later: slice) -> None:
+        with_all = cosines[own.start - first : own.stop - first]
+        with_block = cosines[:, later.start - first : later.stop - first].T
+        for pictures, theirs in (own, with_all), (later, with_block):
+            if theirs.size:
+                lowest[pictures] = np.minimum(lowest[pictures], theirs.min(axis=1))
+                _merge(best[pictures], rows[pictures], theirs, first)
+
+    threads = torch.get_num_threads()
+    progress("comparing", 0, total, "pictures")
+    with ThreadPoolExecutor(threads) as pool, blas_in_one_thread():
+        for first in range(0, total, size):
+            last = min(first + size, total)
+            block = slice(first, last)
+            cosines = buffer[: (last - first) * (total - first)].reshape(last - first, -1)
+            number = max(1, min(threads, (total - last) // SHARE_COLUMNS))
+            others = [block, *_spans(last, total, number)]
+            list(pool.map(partial(multiply, cosines, first), others))
+            if kept is not None and first < len(kept):
+                kept[block] = cosines[: len(kept) - first, len(kept) - first :]
+            np.fill_diagonal(cosines, 2)  # oneself is never lost
+            shares = _spans(first, last, threads), _spans(last, total, threads)
+            list(pool.map(partial(take, cosines, first), *shares))
+            progress("comparing", last, total, "pictures")
     nearest = np.minimum(best, 1)  # rounding errors beyond 1 belong to 1
     order = np.lexsort((rows, -nearest))
     largest = 1 - lowest.astype(np.float64)
@@ -249,16 +281,28 @@ def _neighbours(
     )
 
 
+def _shared_out(work: Callable[[slice], T], number: int) -> list[T]:
+    """What `work` gives for the spans of `number` rows, one in each thread."""
+    spans = _spans(0, number, min(torch.get_num_threads(), number))
+    with ThreadPoolExecutor(len(spans)) as pool:
+        return list(pool.map(work, spans))
+
+
+def _spans(first: int, last: int, number: int) -> list[slice]:
+    """Cut from `first` to `last` into so many spans."""
+    ends = [first + (last - first) * cut // number for cut in range(number + 1)]
+    return list(map(slice, ends[:-1], ends[1:]))
+
+
 def _merge(best: Matrix, rows: npt.NDArray[np.int32], cosines: Matrix, first: int) -> None:
-    """Keep the best K of what rows have (R, K) and of `cosines` (R, C) with pictures from `first`.
+    """Keep the best K of what rows have (R, K) and of `cosines` (R, C) with pictures from `first`,
+    of equals the first; in the pictures' order. All that is there is of pictures before those.
 
     To choose among all cells takes a third as long as to compute them. So one comparison leaves out
     what is not above the worst that a row has: nearly everything.
     """
-    if not cosines.size:
-        return
     k = best.shape[1]
-    worst = best[:, -1].copy()
+    worst = best.min(axis=1)
     if np.isneginf(worst).any():
         np.maximum(worst, _reached(cosines, k), out=worst)
     row, column = _cells_above(cosines, worst)
@@ -274,9 +318,15 @@ def _merge(best: Matrix, rows: npt.NDArray[np.int32], cosines: Matrix, first: in
     cell = np.arange(len(row)) + np.repeat(begin - (found.cumsum() - found), found)
     values.ravel()[cell] = cosines[row, column]
     places.ravel()[cell] = column + first
-    nearest = np.argsort(-values, axis=1, kind="stable")[:, :k]  # of equals the earlier
-    best[changed] = np.take_along_axis(values, nearest, axis=1)
-    rows[changed] = np.take_along_axis(places, nearest, axis=1)
+    reached = np.partition(values, width - k, axis=1)[:, width - k, None]
+    is_kept = values >= reached
+    too_many = np.count_nonzero(is_kept, axis=1, keepdims=True) - k  # of those that equal `reached`
+    tied = np.flatnonzero(too_many)
+    is_equal = values[tied] == reached[tied]
+    is_last = is_equal[:, ::-1].cumsum(axis=1)[:, ::-1] <= too_many[tied]
+    is_kept[tied] &= ~(is_equal & is_last)
+    best[changed] = values[is_kept].reshape(-1, k)
+    rows[changed] = places[is_kept].reshape(-1, k)
 
 
 def _cells_above(cosines: Matrix, worst: Matrix) -> tuple[Integers, Integers]:
@@ -312,19 +362,35 @@ def _reached(cosines: Matrix, k: int) -> Matrix:
 
 def _encode(features: Matrix, near: _Neighbours, reranking: Reranking) -> _Sparse:
     """Describe each picture by weights (N, N) on its reciprocal neighbours, and theirs."""
-    total, k = near.rows.shape
     whole = near.rows[:, : reranking.k1 + 1]
     half = near.rows[:, : round(reranking.k1 / 2) + 1]
-    is_mutual, is_half_mutual = _mutual(whole), _mutual(half)
-    num_half = is_half_mutual.sum(axis=1)
+    is_mutual, is_half_mutual = (
+        np.concatenate(_shared_out(partial(_mutual, rows), len(rows))) for rows in (whole, half)
+    )
+    encode = partial(_encode_some, features, near, whole, half, is_mutual, is_half_mutual)
+    return _Sparse.of(_shared_out(encode, len(near.rows)), num_columns=len(near.rows))
+
+
+def _encode_some(
+    features: Matrix,
+    near: _Neighbours,
+    whole: npt.NDArray[np.int32],
+    half: npt.NDArray[np.int32],
+    is_mutual: Flags,
+    is_half_mutual: Flags,
+    span: slice,
+) -> _Cells:
+    """Describe the pictures of a span."""
+    total, k = near.rows.shape
+    num_half = np.count_nonzero(is_half_mutual, axis=1)
     size = max(1, TABLE_CELLS // total)
     # Which place each picture has among the neighbours of a block's rows; k where it has none.
     table = np.full((size, total), k, np.int16)
     # A last column for those without a place, which is nobody's.
     own = np.zeros((size, k + 1), np.bool_)
     cells, weights, counts = [], [], []
-    for first in range(0, total, size):
-        last = min(first + size, total)
+    for first in range(span.start, span.stop, size):
+        last = min(first + size, span.stop)
         block = np.arange(last - first)[:, None]
         listed = near.rows[first:last]  # (B, K)
         table[block, listed] = np.arange(k, dtype=np.int16)
@@ -356,19 +422,17 @@ def _encode(features: Matrix, near: _Neighbours, reranking: Reranking) -> _Spars
         weights.append(values / sums[row])
         counts.append(np.bincount(row, minlength=last - first))
         table[block, listed] = k
-    return _Sparse(
-        _starts(counts), np.concatenate(cells), np.concatenate(weights), num_columns=total
-    )
+    return np.concatenate(cells), np.concatenate(weights), np.concatenate(counts)
 
 
-def _mutual(rows: npt.NDArray[np.int32]) -> Flags:
-    """Which of the neighbours (N, k) of a picture have it among theirs."""
-    flags = np.empty(rows.shape, np.bool_)
+def _mutual(rows: npt.NDArray[np.int32], span: slice) -> Flags:
+    """Which of the neighbours (N, k) of a span's pictures have them among theirs."""
+    flags = np.empty((span.stop - span.start, rows.shape[1]), np.bool_)
     size = max(1, TABLE_CELLS // rows.shape[1] ** 2)
-    for first in range(0, len(rows), size):
-        part = rows[first : first + size]
+    for first in range(span.start, span.stop, size):
+        part = rows[first : min(first + size, span.stop)]
         oneself = np.arange(first, first + len(part), dtype=np.int32)[:, None, None]
-        flags[first : first + size] = (rows[part] == oneself).any(axis=2)
+        flags[first - span.start :][: len(part)] = (rows[part] == oneself).any(axis=2)
     return flags
 
 
@@ -384,15 +448,20 @@ def _products(features: Matrix, left: Integers, right: Integers) -> Floats:
 
 def _average(weights: _Sparse, near: _Neighbours, k2: int) -> _Sparse:
     """The mean of the weights (N, N) of each picture's `k2` nearest, itself among them."""
+    average = partial(_average_some, weights, near.rows[:, :k2])
+    return _Sparse.of(_shared_out(average, len(near.rows)), num_columns=weights.num_columns)
+
+
+def _average_some(weights: _Sparse, nearest: npt.NDArray[np.int32], span: slice) -> _Cells:
+    """The means of a span's pictures."""
     total = weights.num_columns
-    nearest = near.rows[:, :k2]
     k2 = nearest.shape[1]
     size = max(1, TABLE_CELLS // total)
     # Which number each cell of a block's rows has; what it held before does not matter.
     table = np.zeros(size * total, np.int32)
     cells, values, counts = [], [], []
-    for first in range(0, total, size):
-        rows = nearest[first : first + size]  # (B, k2)
+    for first in range(span.start, span.stop, size):
+        rows = nearest[first : min(first + size, span.stop)]  # (B, k2)
         places, lengths = weights.cells_of(rows.ravel())
         row = np.repeat(np.repeat(np.arange(len(rows)), k2), lengths)
         keys = row * total + weights.columns[places]  # (P,)
@@ -404,9 +473,7 @@ def _average(weights: _Sparse, near: _Neighbours, k2: int) -> _Sparse:
         cells.append(column.astype(np.int32))
         values.append(np.bincount(table[keys], weights=weights.values[places]) / k2)
         counts.append(np.bincount(row, minlength=len(rows)))
-    return _Sparse(
-        _starts(counts), np.concatenate(cells), np.concatenate(values), num_columns=total
-    )
+    return np.concatenate(cells), np.concatenate(values), np.concatenate(counts)
 
 
 def _common(weights: _Sparse, by_neighbour: _Sparse) -> Floats:
@@ -424,8 +491,3 @@ def _common(weights: _Sparse, by_neighbour: _Sparse) -> Floats:
         minlength=num_rows * num_gallery,
     )  # type: ignore[assignment]  # of floats where there are weights
     return common.reshape(num_rows, num_gallery)
-
-
-def _starts(counts: list[npt.NDArray[np.intp]]) -> Integers:
-    """Where rows begin that have so many cells, and where the last one ends."""
-    return np.concatenate([[0], np.concatenate(counts).cumsum()])

@@ -75,8 +75,17 @@ def test_equals_the_sets_of_the_paper(seed, queries, k1, k2, original_weight):
     np.testing.assert_allclose(ours, reference(*given, **settings), atol=1e-12)
 
 
+@pytest.fixture
+def threads(request, monkeypatch) -> int:
+    """So many threads, which share products however small these are."""
+    monkeypatch.setattr(rerank.torch, "get_num_threads", lambda: request.param)
+    monkeypatch.setattr(rerank, "SHARE_COLUMNS", 3)
+    return request.param
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5], indirect=True)
 @pytest.mark.parametrize("size", [1, 7, 64, 2**20])
-def test_blocks_are_for_speed_and_memory_only(monkeypatch, size):
+def test_blocks_and_threads_are_for_speed_and_memory_only(monkeypatch, size, threads):
     """Blocks of one picture, or of all, give the same distances, however few neighbours are kept
     for later."""
     given = people(5, 12, 90, count=9)
@@ -148,9 +157,10 @@ def test_a_picture_that_is_there_twice():
     np.testing.assert_allclose(same, 0, atol=1e-12)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5], indirect=True)
 @pytest.mark.parametrize("size", [1, 7, 2**20])
 @pytest.mark.parametrize("seed", range(3))
-def test_of_equally_near_pictures_the_first_is_nearer(monkeypatch, seed, size):
+def test_of_equally_near_pictures_the_first_is_nearer(monkeypatch, seed, size, threads):
     """Where more are equally near than are kept, blocks of any size take those of lower index."""
     random = np.random.default_rng(seed)
     queries, gallery = (random.choice([-1.0, 1.0], (rows, 16)) for rows in (5, 80))
