@@ -36,7 +36,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from airnet_cli.core.files import parse_json, replacing
+from airnet_cli.core.files import parse_json, replacing_together
 from airnet_cli.core.model.airnet import IMAGENET_MEAN, IMAGENET_STD, AirNet
 from airnet_cli.core.model.foreign import check_safetensors
 from airnet_cli.errors import CheckpointError
@@ -378,7 +378,8 @@ def _check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
 def _save(path: Path, tensors: dict[str, Tensor], kind: str, described: dict[str, Any]) -> None:
     header = {"format": kind, "format_version": str(FORMAT_VERSION), "sha256": _NO_DIGEST}
     header |= {key: json.dumps(value) for key, value in described.items()}
-    with replacing(path) as temporary:
+    # In a folder of its own: safetensors writes under another name there, and renames.
+    with replacing_together((path,)) as (temporary,):
         try:
             safetensors.torch.save_file(tensors, temporary, metadata=header)
             _seal(temporary)

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shutil
 
 import pytest
 import safetensors
@@ -20,6 +21,7 @@ from airnet_cli.core.checkpoint import (
     write_checkpoint,
     write_training_state,
 )
+from airnet_cli.core.files import remove_parts
 from airnet_cli.core.model.airnet import IMAGENET_MEAN, IMAGENET_STD, AirNet
 from airnet_cli.core.model.backbone import build_backbone
 from airnet_cli.core.model.foreign import LARGEST_HEADER
@@ -139,6 +141,24 @@ def test_writing_fails_whole(tmp_path, network, monkeypatch):
         write(path, network)
     assert path.read_bytes() == b"of before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_leaves_of_safetensors_own_file_is_removed(tmp_path, network, monkeypatch):
+    """safetensors writes `.tmpXXXXXX` first, beside the file: a run would keep it for ever."""
+    save, left = safetensors.torch.save_file, tmp_path / "left"
+
+    def save_in_two_steps(tensors, path, metadata):
+        unfinished = path.with_name(".tmpAb12Cd")
+        save(tensors, unfinished, metadata=metadata)
+        shutil.copytree(tmp_path / "run", left)  # as it is if the process is killed now
+        unfinished.rename(path)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", save_in_two_steps)
+    write(tmp_path / "run" / "model.safetensors", network)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["model.safetensors"]
+    assert list(left.iterdir())
+    remove_parts(left)
+    assert not list(left.iterdir())
 
 
 def test_the_same_contents_are_the_same_file(tmp_path, network):
