@@ -36,6 +36,9 @@ T = TypeVar("T")
 MEETING_PAUSE_S = 0.02
 """How long a process waits before it looks again whether all are there."""
 
+CONNECT = timedelta(minutes=1)
+"""How long gloo may take to connect when all are there; it takes five times as long to give up."""
+
 PATIENCE = timedelta(hours=12)
 """How long a process waits for another: the first one scores while the others wait. Of a process
 that died they hear at once."""
@@ -125,13 +128,16 @@ def joining(device: torch.device) -> Iterator[Team]:
     take_device(device)
     with naming_the_lost():
         store, member, size = next(rendezvous("env://", timeout=PATIENCE))
+        backend, timeout = ("nccl", PATIENCE) if device.type == "cuda" else ("gloo", CONNECT)
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            backend,
             store=met(store, member, size),
             rank=member,
             world_size=size,
-            timeout=PATIENCE,
+            timeout=timeout,
         )
+        if timeout != PATIENCE:
+            _set_timeout(PATIENCE)
         try:
             yield Team(member, size)
         finally:
@@ -145,16 +151,31 @@ def met(store: Store, member: int, size: int) -> PrefixStore:
     gloo and NCCL would take the addresses of the dead for those of the living. So each says that it
     is here, by a word that nobody used before, then which words it saw of all. That all saw the
     same, this one's among them, only those who are here now can say.
+
+    Raises:
+        DistError: another process came in this one's place, or some didn't come in twelve hours.
     """
+    word, until = uuid.uuid4().hex, time.monotonic() + PATIENCE.total_seconds()
     here, saw = ([f"{key} {each}" for each in range(size)] for key in ("here", "saw"))
-    store.set(here[member], uuid.uuid4().hex)
-    while True:
+    store.set(here[member], word)
+    while time.monotonic() < until:
         if store.check(here):
-            team = b" ".join(store.multi_get(here)).decode()
+            words = [each.decode() for each in store.multi_get(here)]
+            if words[member] != word:
+                raise dist.DistError(f"another process is number {member} of this training now")
+            team = " ".join(words)
             store.set(saw[member], team)
             if store.check(saw) and all(each.decode() == team for each in store.multi_get(saw)):
                 return PrefixStore(hashlib.sha256(team.encode()).hexdigest(), store)
         time.sleep(MEETING_PAUSE_S)
+    raise dist.DistError(f"some of the {size} processes of this training did not come")
+
+
+def _set_timeout(timeout: timedelta) -> None:
+    if hasattr(dist, "set_timeout"):
+        dist.set_timeout(timeout)
+    else:  # torch before 2.13
+        dist.distributed_c10d._set_pg_timeout(timeout)
 
 
 def launched_member() -> int:

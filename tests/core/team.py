@@ -11,10 +11,13 @@ its weights into FOLDER/CASE.safetensors.
 
 import contextlib
 import json
+import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -190,19 +193,31 @@ def forked(work: Callable[[int], None], size: int) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
+def host_store(port: Connection) -> None:
+    """Keep the store, as torchrun does, until this process is ended; it tells its port."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port.send(store.port)
+    signal.pause()
+
+
 def main(folder: Path, size: int) -> None:
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's
+    # In a process of its own: one that has threads should not fork.
+    receive, send = multiprocessing.Pipe(duplex=False)
+    torchrun = multiprocessing.get_context("fork").Process(target=host_store, args=(send,))
+    torchrun.start()
+    port = receive.recv()
     late = json.loads((folder / "task.json").read_text())["late"]
 
     def join(member: int) -> None:
         if member == late:
             time.sleep(1)
-        be_a_member(folder, member, size, store.port)
+        be_a_member(folder, member, size, port)
 
     if late is not None:
         forked(join, size)
     (folder / "codes.json").write_text(json.dumps(forked(join, size)))
+    torchrun.kill()
 
 
 if __name__ == "__main__":

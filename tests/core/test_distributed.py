@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch._C._distributed_c10d import PrefixStore
 
+from airnet_cli.core import distributed
 from airnet_cli.core.distributed import (
     ALONE,
     MEETING_PAUSE_S,
@@ -155,6 +157,38 @@ def test_nobody_goes_on_before_all_of_now_are_there():
         first.set("key", f"generation {generation}")
         assert [each.get("key") for each in others] == [f"generation {generation}".encode()] * 2
     assert places[0][0].get("key") == b"generation 0"
+
+
+def test_a_process_whose_place_is_taken_gives_up(monkeypatch):
+    """One that was forgotten, by a torchrun that was killed, does not speak for who came after."""
+    monkeypatch.setattr(distributed, "MEETING_PAUSE_S", 0.2)
+    store = torch.distributed.HashStore()
+    failed: list[BaseException] = []
+
+    def wait_in_vain() -> None:
+        try:
+            met(store, 1, 2)
+        except torch.distributed.DistError as error:
+            failed.append(error)
+
+    forgotten = threading.Thread(target=wait_in_vain, daemon=True)
+    forgotten.start()
+    while not store.check(["here 1"]):
+        time.sleep(0.01)
+    members = [threading.Thread(target=met, args=(store, member, 2)) for member in (1, 0)]
+    for thread in members:
+        thread.start()
+    for thread in [*members, forgotten]:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+    assert [str(error) for error in failed] == ["another process is number 1 of this training now"]
+
+
+def test_waiting_for_others_has_an_end(monkeypatch):
+    """Who never comes is not waited for for ever."""
+    monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=0.1))
+    with pytest.raises(torch.distributed.DistError, match="some of the 2 processes"):
+        met(torch.distributed.HashStore(), 0, 2)
 
 
 @needs_fork

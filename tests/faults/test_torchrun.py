@@ -63,25 +63,29 @@ def expected(words, tmp_path_factory) -> dict[str, torch.Tensor]:
     return load_file(run / "model.safetensors")
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
-@pytest.mark.parametrize(
-    ("member", "epochs"),
-    [(0, 0), (1, 1)],
-    ids=["the first, before anything is saved", "another, after an epoch"],
-)
-def test_a_killed_process_is_started_again_and_the_run_goes_on(
-    member, epochs, words, expected, tmp_path
-):
-    """One run folder, all epochs, and the weights of the run that nobody disturbed."""
-    killed = start(*words(tmp_path), restarts=1)
-    sign = "preset.json" if epochs == 0 else "training-state.safetensors"
-    until = time.monotonic() + 600
-    while not list(tmp_path.glob(f"*/{sign}")) and time.monotonic() < until:
+def kill(torchrun: subprocess.Popen[str], member: int, sign: str, runs_root: Path) -> None:
+    """Kill a process once there is a file of that name in the run."""
+    until = time.monotonic() + 300
+    while not list(runs_root.glob(f"*/{sign}")):
+        assert torchrun.poll() is None, torchrun.communicate()[0]
+        assert time.monotonic() < until
         time.sleep(0.05)
-    os.kill(members(killed)[member], signal.SIGKILL)
+    os.kill(members(torchrun)[member], signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_killed_processes_are_started_again_and_the_run_goes_on(words, expected, tmp_path):
+    """The first before anything is saved, another after an epoch: one run folder, all epochs, and
+    the weights of the run that nobody disturbed.
+    """
+    killed = start(*words(tmp_path), restarts=2)
+    kill(killed, 0, "preset.json", tmp_path)
+    kill(killed, 1, "training-state.safetensors", tmp_path)
     said, _ = killed.communicate(timeout=600)
     assert killed.returncode == 0, said
-    assert (" 1/2 " in said.split("training airnet")[-1]) == (epochs == 0), said
+    starts = said.split("training airnet")[1:]
+    assert len(starts) == 3, said
+    assert " 1/2 " not in starts[-1], said
 
     (run,) = tmp_path.iterdir()
     lines = (run / "log.jsonl").read_text().splitlines()
