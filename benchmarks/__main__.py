@@ -1,6 +1,6 @@
 """`make bench`: each path of airnet beside its limit or its obvious implementation, in one run.
 
-`python -m benchmarks` measures in full; `--quick` takes under two minutes, `--only NAME` measures
+`python -m benchmarks` measures in full; `--quick` takes a minute or two, `--only NAME` measures
 one path. Prints a table, then one JSON line with sizes, versions, cores and all figures. It prints
 and does not judge: what a ratio should be stands beside it. docs/performance.md explains the rows.
 """
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the chosen measurements and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", action="append", choices=PATHS, help="measure this path alone")
-    parser.add_argument("--quick", action="store_true", help="small sizes, under two minutes")
+    parser.add_argument("--quick", action="store_true", help="small sizes, a minute or two")
     chosen = parser.parse_args(arguments)
     sizes = Sizes("quick" if chosen.quick else "full")
     torch.manual_seed(0)

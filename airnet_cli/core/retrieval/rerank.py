@@ -235,7 +235,10 @@ def _neighbours(
     best = np.full((total, k), -np.inf, features.dtype)
     rows = np.zeros((total, k), np.int32)
     lowest = np.full(total, np.inf, features.dtype)
-    size = max(1, min(total // 8 + 1, BLOCK_BYTES // (features.itemsize * total)))
+    threads = torch.get_num_threads()
+    # In blocks: what a block has with itself, half of its square, is one thread's.
+    blocks = max(8, 4 * threads)
+    size = max(1, min(total // blocks + 1, BLOCK_BYTES // (features.itemsize * total)))
     buffer = np.empty(size * total, features.dtype)
 
     def multiply(cosines: Matrix, first: int, others: slice) -> None:
@@ -253,7 +256,6 @@ def _neighbours(
                 lowest[pictures] = np.minimum(lowest[pictures], theirs.min(axis=1))
                 _merge(best[pictures], rows[pictures], theirs, first)
 
-    threads = torch.get_num_threads()
     progress("comparing", 0, total, "pictures")
     with ThreadPoolExecutor(threads) as pool, blas_in_one_thread():
         for first in range(0, total, size):
@@ -383,7 +385,7 @@ def _encode_some(
     """Describe the pictures of a span."""
     total, k = near.rows.shape
     num_half = np.count_nonzero(is_half_mutual, axis=1)
-    size = max(1, TABLE_CELLS // total)
+    size = max(1, min(TABLE_CELLS // total, span.stop - span.start))
     # Which place each picture has among the neighbours of a block's rows; k where it has none.
     table = np.full((size, total), k, np.int16)
     # A last column for those without a place, which is nobody's.
@@ -406,7 +408,7 @@ def _encode_some(
         is_new = is_offered[brings] & ~known[brings]
         new = (row[brings, None] * total + offered[brings])[is_new]
         pairs = np.sort(np.concatenate([row * total + neighbour, new]))  # (P,) row, then column
-        is_first = np.concatenate([[True], pairs[1:] != pairs[:-1]])
+        is_first = np.diff(pairs, prepend=-1) != 0
         row, column = np.divmod(pairs[is_first], total)
 
         place = table[row, column].astype(np.int64)
@@ -456,7 +458,7 @@ def _average_some(weights: _Sparse, nearest: npt.NDArray[np.int32], span: slice)
     """The means of a span's pictures."""
     total = weights.num_columns
     k2 = nearest.shape[1]
-    size = max(1, TABLE_CELLS // total)
+    size = max(1, min(TABLE_CELLS // total, span.stop - span.start))
     # Which number each cell of a block's rows has; what it held before does not matter.
     table = np.zeros(size * total, np.int32)
     cells, values, counts = [], [], []
