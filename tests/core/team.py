@@ -204,7 +204,9 @@ def main(folder: Path, size: int) -> None:
     torch.set_num_threads(1)
     # In a process of its own: one that has threads should not fork.
     receive, send = multiprocessing.Pipe(duplex=False)
-    torchrun = multiprocessing.get_context("fork").Process(target=host_store, args=(send,))
+    torchrun = multiprocessing.get_context("fork").Process(
+        target=host_store, args=(send,), daemon=True
+    )
     torchrun.start()
     port = receive.recv()
     late = json.loads((folder / "task.json").read_text())["late"]
@@ -217,7 +219,6 @@ def main(folder: Path, size: int) -> None:
     if late is not None:
         forked(join, size)
     (folder / "codes.json").write_text(json.dumps(forked(join, size)))
-    torchrun.kill()
 
 
 if __name__ == "__main__":
