@@ -36,7 +36,7 @@ fix: $(READY)  ## format and repair what can be repaired
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(READY)  ## measure each path beside its limit (QUICK=1: two minutes)
+bench: $(READY)  ## measure each path beside its limit (QUICK=1: a minute or two)
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 # junit_family: in the older form, a test's figures stand in the file.

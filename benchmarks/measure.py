@@ -116,8 +116,10 @@ def apart(
     `is_mapped`: tell memory apart from pages of mapped files.
     """
     # Forked off a process that has imported torch and done nothing: importing takes seconds.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["airnet_cli.core.retrieval.search", "benchmarks.measure"])
+    has_fork = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if has_fork else "spawn")
+    if has_fork:
+        context.set_forkserver_preload(["airnet_cli.core.retrieval.search", "benchmarks.measure"])
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(send, prepare, work, args, is_mapped))
     process.start()

@@ -175,7 +175,9 @@ def test_a_process_whose_place_is_taken_gives_up(monkeypatch):
     forgotten.start()
     while not store.check(["here 1"]):
         time.sleep(0.01)
-    members = [threading.Thread(target=met, args=(store, member, 2)) for member in (1, 0)]
+    members = [
+        threading.Thread(target=met, args=(store, member, 2), daemon=True) for member in (1, 0)
+    ]
     for thread in members:
         thread.start()
     for thread in [*members, forgotten]:
