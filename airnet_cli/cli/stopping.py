@@ -5,7 +5,8 @@ leave what is saved as it is and say how to go on. The second one ends the proce
 way the exit code is 128 + the first signal, as shells have it: 130 or 143.
 
 Python drops what is raised in the finalizer of an object (torch's loader waits for its processes
-in one), so progress raises it again.
+in one), so progress raises it again. What finalizers drop after the signal is not shown: they meet
+objects that the signal left half made, such as that loader, whose own finalizer fails then.
 """
 
 import contextlib
@@ -84,7 +85,7 @@ def stopping_on_signals() -> Iterator[None]:
     show_dropped = sys.unraisablehook
 
     def drop(dropped: "sys.UnraisableHookArgs") -> None:
-        if dropped.exc_type is not Stopped:  # that one comes again, see `stop_if_told`
+        if not _first:
             show_dropped(dropped)
 
     before = {number: signal.signal(number, stop) for number in heard}
@@ -96,7 +97,7 @@ def stopping_on_signals() -> Iterator[None]:
             raise Stopped(_first[0]) from None
         raise
     finally:
-        sys.unraisablehook = show_dropped
-        if not _first:  # or else a second signal still finds `stop`, while the process winds up
+        if not _first:  # or else both stay in place while the process winds up
+            sys.unraisablehook = show_dropped
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -1,5 +1,6 @@
 """Signals: exit codes as shells have them, one word on stderr, and a second one that is obeyed."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -23,9 +24,11 @@ def handlers() -> Iterator[None]:
     and put its own ones back: a stopped command keeps its.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    show_dropped = sys.unraisablehook
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     stopping._first.clear()
+    sys.unraisablehook = show_dropped
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -86,6 +89,37 @@ def test_a_signal_that_python_drops_is_heard(capfd):
     assert run(command) == (143, "terminated\n")
     assert reached == ["on"]
     assert capfd.readouterr().err == "", "no words of Python's on what it dropped"
+
+
+def test_what_a_signal_left_half_made_is_not_spoken_of(capfd):
+    """Its finalizer fails; that comes of the stop, which is all that is said."""
+
+    class HalfMade:
+        def __init__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            self.whole = True
+
+        def __del__(self) -> None:
+            assert self.whole
+
+    assert run(HalfMade) == (130, "interrupted\n")
+    gc.collect()  # it lives as long as the stop's traceback
+    assert capfd.readouterr().err == ""
+
+
+def test_what_finalizers_drop_is_shown_without_a_signal(monkeypatch):
+    """As Python shows it: that would be a defect of ours."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("a defect")
+
+    def command() -> None:
+        Broken()
+
+    code, said = run(command)
+    assert (code, said.splitlines()[-1]) == (0, "ValueError: a defect")
 
 
 def test_handlers_are_put_back():

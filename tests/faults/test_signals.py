@@ -134,6 +134,17 @@ def test_a_training_keeps_others_out(nursery, training, number, code, word) -> N
     assert names(run) == {"preset.json", "log.jsonl"}
 
 
+def test_a_stop_while_the_readers_start_is_one_word(nursery, training) -> None:
+    """torch's loader, half made, has a finalizer that fails; of that nothing is said."""
+    pid = nursery.start(*training.words, hang="torch.multiprocessing:Queue")
+    nursery.wait_until("hanging")
+    os.kill(pid, signal.SIGINT)
+    ended = nursery.wait()
+    run = the_run(training)
+    note = f"note: stopped in the first epoch, which begins anew: airnet train --resume {run}"
+    assert (ended.code, ended.output.splitlines()[-3:]) == (130, ["hanging", note, "interrupted"])
+
+
 @SIGNALS
 def test_embedding_keeps_its_finished_batches(nursery, embedding, number, code, word) -> None:
     """A second command is kept out; after the signal there is no gallery yet, but its rows, and
