@@ -6,7 +6,7 @@ scores and is listened to; each returns the same.
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from airnet_cli.core.checkpoint import (
 )
 from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.distributed import ALONE, Team, joining, launched_size, leads, remembered
+from airnet_cli.core.events import writing_events
 from airnet_cli.core.files import holding, parse_json, remove_parts, write_json, write_text
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
@@ -362,7 +363,7 @@ def _run(
             is_needed = selection.chooses or finished == epochs or "scores" not in line
             if selection.is_due(finished) and is_needed:
                 evaluation = score(finished, line)
-        with _events(run) as write_events:
+        with writing_events(run) as write_events:
             for report in trainer.fit(epochs=epochs, first_epoch=finished, progress=progress):
                 seconds += report.seconds
                 line = asdict(report)
@@ -374,7 +375,7 @@ def _run(
                 listener.epoch_finished(report)
                 if selection.is_due(report.epoch):
                     evaluation = score(report.epoch, line)
-                write_events(line)
+                write_events(report.epoch, _numbers(line))
         if selection.chooses:
             evaluation = selection.choose()
             listener.noted(selection.explain())
@@ -462,26 +463,14 @@ def _log_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
 
 
-@contextlib.contextmanager
-def _events(run: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Writes an epoch's numbers as TensorBoard events where `airnet[tensorboard]` is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        yield lambda _: None
-        return
-    with SummaryWriter(str(run)) as writer:
-
-        def write(line: dict[str, Any]) -> None:
-            epoch = line["epoch"]
-            for key in ("loss", "learning_rate", "images_per_second"):
-                writer.add_scalar(key, line[key], epoch)
-            for head in line["heads"]:
-                for key in ("identity_loss", "triplet_loss", "active_triplets"):
-                    writer.add_scalar(f"{key}/{head['name']}", head[key], epoch)
-            for key in ("mAP", "mINP"):
-                for scored in ("scores", "validation"):
-                    if scored in line:
-                        writer.add_scalar(f"{scored}/{key}", line[scored][key], epoch)
-
-        yield write
+def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
+    """What TensorBoard shows of an epoch's line."""
+    numbers = {key: line[key] for key in ("loss", "learning_rate", "images_per_second")}
+    for head in line["heads"]:
+        for key in ("identity_loss", "triplet_loss", "active_triplets"):
+            numbers[f"{key}/{head['name']}"] = head[key]
+    for key in ("mAP", "mINP"):
+        for scored in ("scores", "validation"):
+            if scored in line:
+                numbers[f"{scored}/{key}"] = line[scored][key]
+    return numbers

@@ -106,7 +106,7 @@ def serve() -> None:
     for module in MODULES:
         importlib.import_module(module)
     with contextlib.suppress(ImportError):
-        importlib.import_module("torch.utils.tensorboard")
+        importlib.import_module("tensorboard.summary.writer.record_writer")
     answers = os.fdopen(os.dup(1), "w")
     counted = Path(sys.argv[1]) / f"operations-{os.getpid()}"
     for line in sys.stdin:

@@ -1,0 +1,61 @@
+"""The numbers of a training as TensorBoard events, where `airnet[tensorboard]` is installed.
+
+Written here, an epoch at a time: TensorBoard's own writer hands them to a thread through a queue,
+and a signal that comes in the middle of that leaves the thread waiting for two minutes, or makes it
+fail.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from airnet_cli.errors import OutputError
+
+
+@contextlib.contextmanager
+def writing_events(folder: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """A function that writes the numbers of an epoch, by their names, to a new file in `folder`.
+
+    Without the extra it writes nowhere.
+
+    Raises:
+        OutputError: the system refused; the function too.
+    """
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+    except ImportError:
+        yield lambda _epoch, _numbers: None
+        return
+    # TensorBoard finds files by the first words, and reads them in the order of their names.
+    moment = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+    path = folder / f"events.out.tfevents.{moment}"
+    with _naming(path):
+        file = path.open("ab", buffering=0)  # an event goes there in one call, or not at all
+    with file:
+        records = RecordWriter(file)
+
+        def write(event: Event) -> None:
+            with _naming(path):
+                records.write(event.SerializeToString())
+
+        # What the form of events is called; the first one of a file says so.
+        write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+        def write_numbers(epoch: int, numbers: Mapping[str, float]) -> None:
+            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
+            write(Event(wall_time=time.time(), step=epoch, summary=Summary(value=values)))
+
+        yield write_numbers
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"can't write '{path}': {error.strerror or error}") from error
