@@ -170,11 +170,11 @@ USES = (
     "gallery compact people",
     "visualize shop/bert --gradcam --attention --ranking --gallery gallery.npy --html page.html",
     "visualize --curves {run}",
-    "export {run} --format onnx -o network.onnx --images shop/bert",
+    "export {small} --format onnx -o network.onnx --images shop/bert",
 )
-"""After a training on `tiny`."""
+"""After a training on `tiny`; `small` is an untrained run of ResNet-18."""
 WITH_OPENVINO = (
-    "export {run} --format openvino --images shop/bert",
+    "export {small} --format openvino --images shop/bert",
     "embed shop -o by-openvino.npy --runtime openvino",
 )
 WITH_USEARCH = (
@@ -209,7 +209,9 @@ def test_readers_open_no_connection(offline) -> None:
 
 
 @pytest.mark.slow
-def test_commands_open_no_connection(offline, tiny_data_root, tiny_run, tiny_overrides) -> None:
+def test_commands_open_no_connection(
+    offline, tiny_data_root, tiny_run, untrained_run, tiny_overrides
+) -> None:
     """Training, scoring, embedding, matching, drawing; pages and pictures too."""
     lay_out(offline.folder)
     (offline.folder / "data").symlink_to(tiny_data_root)
@@ -219,6 +221,7 @@ def test_commands_open_no_connection(offline, tiny_data_root, tiny_run, tiny_ove
         "settings": " ".join(f"--set {each}" for each in tiny_overrides),
         "runs": runs,
         "run": runs / tiny_run.name,
+        "small": untrained_run,  # of which the exporter makes half as much
     }
     uses = [*USES]
     uses += WITH_OPENVINO if find_spec("openvino") else ()

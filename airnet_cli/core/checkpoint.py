@@ -195,28 +195,19 @@ def model_fingerprint(checkpoint: Path) -> str:
         ) from None
 
 
-def check_fit(network: AirNet, checkpoint: Checkpoint) -> None:
-    """See that the checkpoint has the tensors of `network`, which may be one without memory.
-
-    Raises:
-        CheckpointError: tensors missing, left over, of another shape or type.
-    """
-    _check_fit(
-        checkpoint.tensors,
-        network.state_dict(),
-        f"checkpoint '{checkpoint.path}' does not fit the network of its own preset",
-    )
-
-
 def fill_network(network: AirNet, checkpoint: Checkpoint) -> None:
-    """Load the checkpoint's tensors into a network that was built from its preset.
+    """Load the checkpoint's tensors into a network that was built from its preset, with or without
+    memory of its own.
 
     Raises:
         CheckpointError: tensors missing, left over, of another shape or type, or not finite.
     """
-    check_fit(network, checkpoint)
+    misfit = f"checkpoint '{checkpoint.path}' does not fit the network of its own preset"
+    _check_fit(checkpoint.tensors, network.state_dict(), misfit)
     _check_finite(checkpoint.tensors, f"checkpoint '{checkpoint.path}'")
-    network.load_state_dict(checkpoint.tensors, strict=True)
+    # Copies: the checkpoint's are a map of its file.
+    copies = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
+    network.load_state_dict(copies, strict=True, assign=True)
 
 
 def write_training_state(

@@ -9,7 +9,7 @@ import torch
 from airnet_cli.config.presets import validate_preset
 from airnet_cli.config.schema import Preset
 from airnet_cli.core.averaging import WeightAverage
-from airnet_cli.core.checkpoint import Checkpoint, check_fit, fill_network
+from airnet_cli.core.checkpoint import Checkpoint, fill_network
 from airnet_cli.core.data.dataset import ImageDataset, TrainingLoader
 from airnet_cli.core.data.held_out import hold_out
 from airnet_cli.core.data.identities import IdentitySplit, split_identities
@@ -51,7 +51,9 @@ def build_network(preset: Preset, *, identities: int | None) -> AirNet:
 
 
 def describe_network(preset: Preset, *, identities: int | None) -> AirNet:
-    """The network without memory or weights: for its shape and parameter counts only."""
+    """The network without memory or weights: its shape and parameter counts, and what the tensors
+    of a checkpoint fill.
+    """
     with torch.device("meta"):
         return _build_heads(_build_backbone(preset), preset, identities=identities)
 
@@ -71,10 +73,8 @@ def restore_network(checkpoint: Checkpoint) -> tuple[AirNet, Preset]:
             f"{checkpoint.height_px} x {checkpoint.width_px} pixels, those of its preset "
             f"{size[0]} x {size[1]}; get or train it anew"
         )
-    identities = len(checkpoint.identities)
-    # Before memory is taken for as many identities as it says.
-    check_fit(describe_network(preset, identities=identities), checkpoint)
-    network = _build_heads(_build_backbone(preset), preset, identities=identities)
+    # Without memory for as many identities as it says, nor weights that are drawn for nothing.
+    network = describe_network(preset, identities=len(checkpoint.identities))
     fill_network(network, checkpoint)
     return _channels_last(network).eval(), preset
 

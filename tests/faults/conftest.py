@@ -17,7 +17,7 @@ import pytest
 PROJECT = Path(__file__).parents[2]
 NURSERY = Path(__file__).with_name("nursery.py")
 
-KILLS = int(os.environ.get("AIRNET_KILLS", "4"))
+KILLS = int(os.environ.get("AIRNET_KILLS", "2"))
 """How often each kind of command is killed at a random moment; `make soak` asks for more."""
 
 

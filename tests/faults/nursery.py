@@ -24,9 +24,13 @@ import time
 import traceback
 from pathlib import Path
 
+from PIL import Image
+
 from airnet_cli.cli.app import main
 
 MODULES = (
+    "rich.progress",
+    "rich.table",
     "airnet_cli.workflows.train",
     "airnet_cli.workflows.variants",
     "airnet_cli.workflows.embed",
@@ -107,6 +111,7 @@ def serve() -> None:
         importlib.import_module(module)
     with contextlib.suppress(ImportError):
         importlib.import_module("tensorboard.summary.writer.record_writer")
+    Image.init()  # or each command looks for all its formats anew
     answers = os.fdopen(os.dup(1), "w")
     counted = Path(sys.argv[1]) / f"operations-{os.getpid()}"
     for line in sys.stdin:

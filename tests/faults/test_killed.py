@@ -40,11 +40,13 @@ RUNS = {
 
 
 @pytest.fixture
-def train_words(tiny_data_root: Path, tiny_overrides: tuple[str, ...]) -> Callable[..., list[Any]]:
+def train_words(
+    scarce_data_root: Path, tiny_overrides: tuple[str, ...]
+) -> Callable[..., list[Any]]:
     """The words of a training under `runs_root`, or of going on with what is there."""
 
     def words(runs_root: Path, overrides: Iterable[str]) -> list[Any]:
-        where = ["--data-root", tiny_data_root]
+        where = ["--data-root", scarce_data_root]
         runs = [path for path in runs_root.glob("*") if (path / "preset.json").exists()]
         if runs:
             return ["train", "--resume", runs[0], *where]

@@ -45,9 +45,9 @@ class Work:
 
 
 @pytest.fixture
-def training(tiny_data_root: Path, tiny_overrides: tuple[str, ...], tmp_path: Path) -> Work:
+def training(scarce_data_root: Path, tiny_overrides: tuple[str, ...], tmp_path: Path) -> Work:
     sets = [word for each in tiny_overrides for word in ("--set", each)]
-    where = ["--data-root", tiny_data_root]
+    where = ["--data-root", scarce_data_root]
     sets += ["--set", "training.workers=1"]
     run = tmp_path / "runs" / "one"
     return Work(

@@ -45,10 +45,10 @@ def members(torchrun: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def words(tiny_data_root, tiny_overrides) -> Callable[[Path], list[object]]:
+def words(scarce_data_root, tiny_overrides) -> Callable[[Path], list[object]]:
     """The command line of a training of two epochs into a folder."""
     sets = [word for each in tiny_overrides for word in ("--set", each)]
-    where = ["--data-root", tiny_data_root, "--device", "cpu"]
+    where = ["--data-root", scarce_data_root, "--device", "cpu"]
     return lambda runs_root: ["train", "-p", "demo", *sets, *where, "--runs-root", runs_root]
 
 

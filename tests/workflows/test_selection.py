@@ -69,12 +69,17 @@ MAPS = [0.3, 0.6, 0.6, 0.5]
     ("select", "best"), [("val", 2), ("test", 2), ("last", None)], ids=["val", "test", "last"]
 )
 def test_the_best_epoch_wins_and_of_equal_ones_the_first(
-    tiny_overrides, tiny_data_root: Path, tmp_path: Path, monkeypatch, select: str, best: int | None
+    tiny_overrides,
+    scarce_data_root: Path,
+    tmp_path: Path,
+    monkeypatch,
+    select: str,
+    best: int | None,
 ) -> None:
     """By the scores it is to be chosen by; its weights are saved, and scored at the end."""
     overrides = ["training.epochs=4", "evaluation.every=1", "training.val_ids=2"]
     preset = load_preset("demo", [*tiny_overrides, *overrides, f"evaluation.select={select}"])
-    manifest = load_prepared(tiny_data_root, "tiny")
+    manifest = load_prepared(scarce_data_root, "tiny")
     network = build_network(preset, identities=6)
     (name,) = [n for n in network.state_dict() if n.endswith("heads.A1.classifier.weight")]
     validation = build_validation(preset, manifest)
@@ -157,14 +162,14 @@ def _log(run: Path) -> list[dict]:
 
 
 def test_a_run_is_chosen_on_held_out_people_and_resumed_the_same(
-    tiny_overrides, tiny_data_root: Path, tmp_path: Path
+    tiny_overrides, scarce_data_root: Path, tmp_path: Path
 ) -> None:
     """The test split is looked at once; record, log and checkpoint agree on the epoch; a run that
     was stopped after an epoch's state and before its scores ends the same, best weights included.
     """
     overrides = ["training.epochs=3", "training.val_ids=2", "evaluation.every=1"]
     preset = load_preset("demo", [*tiny_overrides, *overrides])
-    run, heard = _train(preset, tiny_data_root, tmp_path / "whole")
+    run, heard = _train(preset, scarce_data_root, tmp_path / "whole")
     assert heard[:3] == [1, 2, 3]
     lines = _log(run)
     assert all("scores" not in line for line in lines)
@@ -177,7 +182,7 @@ def test_a_run_is_chosen_on_held_out_people_and_resumed_the_same(
     checkpoint = read_checkpoint(run / "model.safetensors")
     assert checkpoint.training["finished_epochs"] == epoch
     assert checkpoint.training["selection_mAP"] == max(maps)
-    manifest = load_prepared(tiny_data_root, "tiny")
+    manifest = load_prepared(scarce_data_root, "tiny")
     assert checkpoint.identities == training_identities(preset, manifest)
     assert len(checkpoint.identities) == 6
     data = lines[0]["validation"]["protocol"]["data"]
@@ -186,7 +191,7 @@ def test_a_run_is_chosen_on_held_out_people_and_resumed_the_same(
         model=run,
         runs_root=tmp_path,
         data_name=None,
-        data_root=tiny_data_root,
+        data_root=scarce_data_root,
         device="cpu",
         precision="fp32",
         batch_size=None,
@@ -196,12 +201,12 @@ def test_a_run_is_chosen_on_held_out_people_and_resumed_the_same(
     )
     assert again.to_dict() == scores
 
-    stopped, heard = _train(preset, tiny_data_root, tmp_path / "stopped", stop_in="epoch 3/3")
+    stopped, heard = _train(preset, scarce_data_root, tmp_path / "stopped", stop_in="epoch 3/3")
     assert heard[:2] == [1, 2]
     lines_before = _log(stopped)[:2]
     del lines_before[1]["validation"]  # as if it was stopped a moment earlier
     (stopped / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines_before))
-    resume(stopped, data_root=tiny_data_root, device="cpu", listener=SILENT)
+    resume(stopped, data_root=scarce_data_root, device="cpu", listener=SILENT)
     assert [line["validation"] for line in _log(stopped)] == [line["validation"] for line in lines]
     for name in ("model.safetensors", "training-state.safetensors"):
         expected, found = load_file(run / name), load_file(stopped / name)

@@ -214,14 +214,14 @@ def test_finished_run_is_not_resumed(tiny_run: Path, tiny_data_root: Path) -> No
         resume(tiny_run, data_root=tiny_data_root, device="cpu", listener=SILENT)
 
 
-def test_resuming_what_is_no_run(tmp_path: Path, tiny_data_root: Path) -> None:
+def test_resuming_what_is_no_run(tmp_path: Path, scarce_data_root: Path) -> None:
     """A folder without preset.json is no run."""
     with pytest.raises(CheckpointError, match="is no run folder: it has no preset"):
-        resume(tmp_path, data_root=tiny_data_root, device="cpu", listener=SILENT)
+        resume(tmp_path, data_root=scarce_data_root, device="cpu", listener=SILENT)
 
 
 def test_runs_take_seeds_in_order_and_are_summarized(
-    tiny_data_root: Path, tmp_path: Path, tiny_preset: Preset
+    scarce_data_root: Path, tmp_path: Path, tiny_preset: Preset
 ) -> None:
     """`--runs 2` trains seeds S and S+1; mean and sample standard deviation are of their scores."""
     short = tiny_preset.model_copy(
@@ -231,7 +231,7 @@ def test_runs_take_seeds_in_order_and_are_summarized(
         short,
         preset_name="tiny",
         runs=2,
-        data_root=tiny_data_root,
+        data_root=scarce_data_root,
         runs_root=tmp_path,
         device="cpu",
         listener=SILENT,

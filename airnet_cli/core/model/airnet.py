@@ -138,8 +138,12 @@ class AirNet(nn.Module):
                 )
                 self.heads[name] = head
                 self._heads_of_branch[-1].append(name)
-        # Not in the checkpoint's tensors: they are constants of the method, not learnt.
-        mean, std = (torch.tensor(rgb).view(1, 3, 1, 1) for rgb in (IMAGENET_MEAN, IMAGENET_STD))
+        # Not in the checkpoint's tensors: they are constants of the method, not learnt. With values
+        # in a network that is built without memory too, which a checkpoint's tensors then fill.
+        mean, std = (
+            torch.tensor(rgb, device="cpu").view(1, 3, 1, 1)
+            for rgb in (IMAGENET_MEAN, IMAGENET_STD)
+        )
         self.register_buffer("pixel_mean", mean, persistent=False)
         self.register_buffer("pixel_std", std, persistent=False)
 
