@@ -57,7 +57,7 @@ clean:  ## remove .venv, caches and builds; data and runs stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is newer than pyproject.toml when everything that it asks for is installed.
-# --no-compile: Python compiles what is imported when it is; all of it takes pip over a minute.
+#: Python compiles what is imported when it is; all of it takes pip over a minute.
 $(READY): pyproject.toml
 	@echo "installing into .venv; torch is large, this can take minutes"
 	$(PYTHON) -m venv .venv
