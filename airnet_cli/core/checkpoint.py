@@ -196,8 +196,10 @@ def model_fingerprint(checkpoint: Path) -> str:
 
 
 def fill_network(network: AirNet, checkpoint: Checkpoint) -> None:
-    """Load the checkpoint's tensors into a network that was built from its preset, with or without
-    memory of its own.
+    """Make copies of the checkpoint's tensors those of a network that was built from its preset.
+
+    Its own may be without memory: they are replaced, so an optimizer of before has nothing of them,
+    and lie on the CPU as in the file.
 
     Raises:
         CheckpointError: tensors missing, left over, of another shape or type, or not finite.

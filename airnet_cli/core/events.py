@@ -5,18 +5,16 @@ and a signal that comes in the middle of that leaves the thread waiting for two 
 fail.
 """
 
-import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from airnet_cli.errors import OutputError
 
 
-@contextlib.contextmanager
-def writing_events(folder: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+def event_writer(folder: Path) -> Callable[[int, Mapping[str, float]], None]:
     """A function that writes the numbers of an epoch, by their names, to a new file in `folder`.
 
     Without the extra it writes nowhere.
@@ -29,33 +27,22 @@ def writing_events(folder: Path) -> Iterator[Callable[[int, Mapping[str, float]]
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
     except ImportError:
-        yield lambda _epoch, _numbers: None
-        return
+        return lambda _epoch, _numbers: None
     # TensorBoard finds files by the first words, and reads them in the order of their names.
     moment = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
     path = folder / f"events.out.tfevents.{moment}"
-    with _naming(path):
-        file = path.open("ab", buffering=0)  # an event goes there in one call, or not at all
-    with file:
-        records = RecordWriter(file)
 
-        def write(event: Event) -> None:
-            with _naming(path):
-                records.write(event.SerializeToString())
+    def write(event: Event) -> None:
+        try:
+            with path.open("ab") as file:
+                RecordWriter(file).write(event.SerializeToString())
+        except OSError as error:
+            raise OutputError(f"can't write '{path}': {error.strerror or error}") from error
 
-        # What the form of events is called; the first one of a file says so.
-        write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+    def write_numbers(epoch: int, numbers: Mapping[str, float]) -> None:
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
+        write(Event(wall_time=time.time(), step=epoch, summary=Summary(value=values)))
 
-        def write_numbers(epoch: int, numbers: Mapping[str, float]) -> None:
-            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
-            write(Event(wall_time=time.time(), step=epoch, summary=Summary(value=values)))
-
-        yield write_numbers
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"can't write '{path}': {error.strerror or error}") from error
+    # What the form of events is called; the first one of a file says so.
+    write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+    return write_numbers

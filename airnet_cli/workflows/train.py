@@ -23,7 +23,7 @@ from airnet_cli.core.checkpoint import (
 )
 from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.distributed import ALONE, Team, joining, launched_size, leads, remembered
-from airnet_cli.core.events import writing_events
+from airnet_cli.core.events import event_writer
 from airnet_cli.core.files import holding, parse_json, remove_parts, write_json, write_text
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
@@ -363,19 +363,19 @@ def _run(
             is_needed = selection.chooses or finished == epochs or "scores" not in line
             if selection.is_due(finished) and is_needed:
                 evaluation = score(finished, line)
-        with writing_events(run) as write_events:
-            for report in trainer.fit(epochs=epochs, first_epoch=finished, progress=progress):
-                seconds += report.seconds
-                line = asdict(report)
-                line["images_per_second"] = report.images_per_second
-                # Before the state: a line too many is dropped on resuming, a missing one is lost.
-                _write_log(run / LOG, line)
-                _save(run, trainer, finished_epochs=report.epoch, best=selection.best)
-                selection.save(report.epoch)
-                listener.epoch_finished(report)
-                if selection.is_due(report.epoch):
-                    evaluation = score(report.epoch, line)
-                write_events(report.epoch, _numbers(line))
+        write_events = event_writer(run)
+        for report in trainer.fit(epochs=epochs, first_epoch=finished, progress=progress):
+            seconds += report.seconds
+            line = asdict(report)
+            line["images_per_second"] = report.images_per_second
+            # Before the state: a line too many is dropped on resuming, a missing one is lost.
+            _write_log(run / LOG, line)
+            _save(run, trainer, finished_epochs=report.epoch, best=selection.best)
+            selection.save(report.epoch)
+            listener.epoch_finished(report)
+            if selection.is_due(report.epoch):
+                evaluation = score(report.epoch, line)
+            write_events(report.epoch, _numbers(line))
         if selection.chooses:
             evaluation = selection.choose()
             listener.noted(selection.explain())
