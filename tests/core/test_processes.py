@@ -47,6 +47,8 @@ def test_what_is_no_death_stays_what_it_is(error):
         raise error
 
 
+# torch tells of the death from a signal's handler, wherever Python is: with a file just opened too.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_reader_is_one_line(tmp_path):
     """SIGKILL, as the system's out-of-memory killer sends it, while others are being read."""
     paths = [tmp_path / f"{number}.png" for number in range(40)]
