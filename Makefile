@@ -57,9 +57,8 @@ clean:  ## remove .venv, caches and builds; data and runs stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is newer than pyproject.toml when everything that it asks for is installed.
-#: Python compiles what is imported when it is; all of it takes pip over a minute.
 $(READY): pyproject.toml
 	@echo "installing into .venv; torch is large, this can take minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
