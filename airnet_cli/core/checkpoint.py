@@ -1,62 +1,45 @@
 """The checkpoint on disk: one safetensors file that is enough to rebuild and run the network.
 
-Weights as tensors; everything else as JSON text in the file's metadata, one key each:
+Weights are tensors. Everything else is JSON text in the file's metadata, one key each:
 
     format            "airnet-checkpoint"
-    format_version    "1"
-    preset            the resolved preset
+    format_version    "2"
+    network           variant, backbone, normalize_heads: the network's plain arguments
+    preset            the resolved preset, for training and for the reader
     preprocessing     height_px, width_px, colour order, value range, mean, std, interpolation
     heads             name, first and last+1 position of each head's slice of the embedding
     identities        the person_id of each class, in order: the id -> label map
     training          finished epochs, planned epochs, seed
     versions          python, airnet and library versions that wrote it
-    sha256            of the whole file, with zeros in place of these 64 digits
 
-The training state for resuming stands beside it, in the same form (`write_training_state`):
-weights, their average where there is one, the optimizer's tensors, the loss scaler's numbers
-(fp16), the best epoch so far with its weights where one is chosen, and the number of finished
-epochs, so that it does not depend on another file.
-
-A checkpoint may come from anyone. Tensors are mapped into memory and not read before their names,
-shapes and types are those of the network that they are for.
+The training state for resuming is a second file of the same form (`write_training_state`).
 """
 
+import functools
 import hashlib
 import json
-import math
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from airnet_cli.core.files import parse_json, replacing_together
-from airnet_cli.core.model.airnet import IMAGENET_MEAN, IMAGENET_STD, AirNet
-from airnet_cli.core.model.foreign import check_safetensors
+from airnet_cli.core.files import replacing_together
+from airnet_cli.core.model.airnet import IMAGENET_MEAN, IMAGENET_STD, VARIANTS, AirNet, VariantName
+from airnet_cli.core.model.backbone import BackboneName, build_backbone
+from airnet_cli.core.model.weights import describe_file
 from airnet_cli.errors import CheckpointError
 
 FORMAT = "airnet-checkpoint"
-FORMAT_VERSION = 1
 STATE_FORMAT = "airnet-training-state"
-
-LARGEST_FILE = 16 * 2**30
-"""Bytes: the training state of the largest network with a hundred thousand identities."""
-
-_UNSEALED = {
-    FORMAT: {"preset", "preprocessing", "heads", "identities", "training", "versions"},
-    STATE_FORMAT: {"finished_epochs", "scaler", "best"},
-}
-"""The metadata of files from before there was `sha256`. With any other key beside them, a file
-without it is one whose hash was spoilt."""
-
-_ADAM = {"step", "exp_avg", "exp_avg_sq"}
-"""What the optimizer keeps for each parameter."""
+FORMAT_VERSION = 2
+"""Of both files. Version 1 is read too, see `upgrade_version_1`."""
 
 _OPTIMIZER = "optimizer."
 _NETWORK = "network."
@@ -69,15 +52,19 @@ class Checkpoint:
     """A checkpoint as read from disk."""
 
     path: Path
-    preset: dict[str, Any]
-    """The resolved preset, as plain data; `config` validates it."""
+    variant: VariantName
+    backbone: BackboneName
+    normalize_heads: bool
+    """Whether each head's vector gets length 1 before the heads are concatenated."""
     height_px: int
     width_px: int
     identities: tuple[int, ...]
     """The person_id of each class."""
+    preset: dict[str, Any]
+    """The resolved preset, as plain data; `config` validates it."""
     training: dict[str, Any]
     tensors: dict[str, Tensor]
-    """Mapped from the file, which must stay as it is while they are used."""
+    """Memory-mapped: the file must not change while they are used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,15 +80,15 @@ class Best:
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
-    """What a training state says beside what it fills in."""
+    """What a training state records in addition to the tensors that it restores."""
 
     finished_epochs: int
     best: Best | None
-    """None where no epoch has been scored yet, or none is chosen."""
+    """None if no epoch has been scored yet, or none is chosen."""
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python, airnet and the libraries that numbers depend on."""
+    """Versions of Python, airnet and the libraries that results depend on."""
     names = ("torch", "torchvision", "numpy", "pillow", "safetensors")
     versions = {name: metadata.version(name) for name in names}
     from airnet_cli import __version__
@@ -118,98 +105,141 @@ def write_checkpoint(
     width_px: int,
     identities: tuple[int, ...],
     training: dict[str, Any],
+    normalize_heads: bool = False,
 ) -> None:
-    """Write `network` and what is needed to run it, whole or not at all."""
+    """Write `network` and everything that is needed to run it.
+
+    A killed process leaves the old file or the new one. Equal contents give equal bytes.
+
+    Raises:
+        OutputError: the system refused to write the file.
+    """
     described = {
+        "network": {
+            "variant": network.variant,
+            "backbone": network.backbone,
+            "normalize_heads": normalize_heads,
+        },
         "preset": preset,
-        "preprocessing": {"height_px": height_px, "width_px": width_px, **_PREPROCESSING},
+        "preprocessing": {
+            "height_px": height_px,
+            "width_px": width_px,
+            "colour": "RGB",
+            "range": "0-1",
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+            "interpolation": "bilinear, antialiased",
+        },
         "heads": {name: [s.start, s.stop] for name, s in network.head_slices.items()},
         "identities": identities,
         "training": training,
         "versions": library_versions(),
     }
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    _save(path, tensors, FORMAT, described)
-
-
-_PREPROCESSING = {
-    "colour": "RGB",
-    "range": "0-1",
-    "mean": list(IMAGENET_MEAN),
-    "std": list(IMAGENET_STD),
-    "interpolation": "bilinear, antialiased",
-}
-"""What images go through beside the change of their size: no checkpoint has another."""
+    _save(path, network.state_dict(), FORMAT, described)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read and check a checkpoint; the network is built from it by `workflows/build.py`.
+    """Read a checkpoint of this version or an older one; `restore_network` builds its network.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint, one that was damaged after it was written,
-            one of another format version or with another preprocessing.
+        CheckpointError: there is no such file, or it is damaged, something else, of a newer format
+            version, or was trained with a setting that airnet no longer has.
     """
     tensors, described = _load(path, FORMAT)
-    checks = {"preset": dict, "preprocessing": dict, "identities": list, "training": dict}
-    garbled = [key for key, kind in checks.items() if not isinstance(described.get(key), kind)]
-    if not garbled:
-        preprocessing = described["preprocessing"]
-        sides = [preprocessing.pop(key, None) for key in ("height_px", "width_px")]
-        garbled += ["preprocessing"] * any(type(side) is not int or side < 1 for side in sides)
-        garbled += ["identities"] * any(type(each) is not int for each in described["identities"])
-    if garbled:
-        raise CheckpointError(
-            f"checkpoint '{path}' lacks or garbles {' and '.join(map(repr, garbled))} in its "
-            "metadata; get or train it anew"
+    try:
+        if described["format_version"] == 1:
+            described = upgrade_version_1(described, path)
+        return Checkpoint(
+            path=path,
+            **described["network"],
+            height_px=described["preprocessing"]["height_px"],
+            width_px=described["preprocessing"]["width_px"],
+            identities=tuple(described["identities"]),
+            preset=described["preset"],
+            training=described["training"],
+            tensors=tensors,
         )
-    for key, ours in _PREPROCESSING.items():
-        if preprocessing.get(key) != ours:
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"checkpoint '{path}' has missing or damaged metadata ({error}); copy it again, or "
+            "train again"
+        ) from None
+
+
+def upgrade_version_1(described: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The metadata of a version 1 checkpoint as version 2 has them.
+
+    Version 1 had no `network`: its arguments are taken from the preset. It had a hash of the file,
+    `sha256`, which is no longer checked.
+
+    Raises:
+        CheckpointError: its network used a setting that airnet no longer has.
+    """
+    model, evaluation = described["preset"]["model"], described["preset"]["evaluation"]
+    for key, default in (("attention", "none"), ("activation", "default")):
+        value = model.get(key, default)
+        if value != default:
             raise CheckpointError(
-                f"checkpoint '{path}' was trained on images prepared in another way: {key} is "
-                f"{json.dumps(preprocessing.get(key))[:80]}, this airnet has {json.dumps(ours)}; "
-                "use the airnet that wrote it"
+                f"checkpoint '{path}' was trained with model.{key} = {value!r}, which this airnet "
+                "no longer has; train again without it, or use airnet "
+                f"{described['versions']['airnet']}, which wrote the file"
             )
-    return Checkpoint(
-        path=path,
-        preset=described["preset"],
-        height_px=sides[0],
-        width_px=sides[1],
-        identities=tuple(described["identities"]),
-        training=described["training"],
-        tensors=tensors,
-    )
+    network = {
+        "variant": model["variant"],
+        "backbone": model["backbone"],
+        "normalize_heads": evaluation["normalize_heads"],
+    }
+    return {**described, "network": network}
+
+
+def restore_network(checkpoint: Checkpoint) -> AirNet:
+    """The network of a checkpoint, on the CPU, channels-last and in evaluation mode.
+
+    Its tensors are copies: the file may change afterwards.
+
+    Raises:
+        CheckpointError: the variant or the backbone is unknown; tensors are missing, left over, of
+            another shape or type, or not finite.
+    """
+    if checkpoint.variant not in VARIANTS or checkpoint.backbone not in get_args(BackboneName):
+        raise CheckpointError(
+            f"checkpoint '{checkpoint.path}' has a network that this airnet does not know (variant "
+            f"{checkpoint.variant!r}, backbone {checkpoint.backbone!r}); update airnet"
+        )
+    # On the meta device no memory is taken for weights that the checkpoint's replace.
+    with torch.device("meta"):
+        network = AirNet(
+            build_backbone(checkpoint.backbone),
+            variant=checkpoint.variant,
+            identities=len(checkpoint.identities),
+        )
+    _check_tensors(checkpoint, network.state_dict())
+    copies = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
+    network.load_state_dict(copies, strict=True, assign=True)
+    return network.to(memory_format=torch.channels_last).eval()
 
 
 def model_fingerprint(checkpoint: Path) -> str:
-    """The SHA-256 (hex) of a checkpoint file: embeddings are comparable where it is the same.
+    """The SHA-256 (hex) of a checkpoint file: embeddings are comparable if it is the same.
+
+    It is computed once per process, unless the file changes.
 
     Raises:
         CheckpointError: the file can't be read.
     """
     try:
-        with checkpoint.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        status = checkpoint.stat()
+        return _file_sha256(checkpoint.resolve(), status.st_mtime_ns, status.st_size)
     except OSError as error:
         raise CheckpointError(
             f"checkpoint '{checkpoint}' can't be read: {error.strerror or error}"
         ) from None
 
 
-def fill_network(network: AirNet, checkpoint: Checkpoint) -> None:
-    """Make copies of the checkpoint's tensors those of a network that was built from its preset.
-
-    Its own may be without memory: they are replaced, so an optimizer of before has nothing of them,
-    and lie on the CPU as in the file.
-
-    Raises:
-        CheckpointError: tensors missing, left over, of another shape or type, or not finite.
-    """
-    misfit = f"checkpoint '{checkpoint.path}' does not fit the network of its own preset"
-    _check_fit(checkpoint.tensors, network.state_dict(), misfit)
-    _check_finite(checkpoint.tensors, f"checkpoint '{checkpoint.path}'")
-    # Copies: the checkpoint's are a map of its file.
-    copies = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
-    network.load_state_dict(copies, strict=True, assign=True)
+@functools.lru_cache(maxsize=32)
+def _file_sha256(path: Path, _mtime_ns: int, _size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_training_state(
@@ -222,18 +252,22 @@ def write_training_state(
     scaler: torch.amp.GradScaler | None = None,
     best: Best | None = None,
 ) -> None:
-    """Write what `read_training_state` needs to go on, whole or not at all."""
-    tensors = {_NETWORK + name: t.contiguous() for name, t in network.state_dict().items()}
-    if average is not None:
-        tensors |= {_AVERAGE + name: t.contiguous() for name, t in average.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, tensor in state.items():
-            tensors[f"{_OPTIMIZER}{index}.{name}"] = tensor.contiguous()
+    """Write what `read_training_state` needs to resume: the weights, their average and the best
+    epoch's if there are any, Adam's tensors, the loss scaler's numbers and the finished epochs.
+
+    Raises:
+        OutputError: the system refused to write the file.
+    """
     described: dict[str, Any] = {"finished_epochs": finished_epochs}
+    tensors: dict[str, Tensor] = {}
+    for prefix, module in _modules(network, average).items():
+        tensors |= {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in state.items()}
     if scaler is not None and scaler.is_enabled():
         described["scaler"] = scaler.state_dict()
     if best is not None:
-        tensors |= {_BEST + name: tensor.contiguous() for name, tensor in best.weights.items()}
+        tensors |= {_BEST + name: tensor for name, tensor in best.weights.items()}
         described["best"] = {"epoch": best.epoch, "mAP": best.mAP}
     _save(path, tensors, STATE_FORMAT, described)
 
@@ -246,213 +280,126 @@ def read_training_state(
     average: AirNet | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> TrainingState:
-    """Put the state at `path` back into what is given, and return the rest of it.
+    """Restore the state at `path` into the arguments, and return the rest of it.
 
     Raises:
-        CheckpointError: no such file, not a training state, one that was damaged after it was
-            written, or one of another network.
+        CheckpointError: there is no such file, or it is damaged, something else, or the state of
+            another network.
     """
     tensors, described = _load(path, STATE_FORMAT)
-    source = f"training state '{path}'"
-    misfit = f"{source} is of another network"
-    network_state = network.state_dict()
-    parts = {_NETWORK: network_state}
-    if average is not None:
-        parts[_AVERAGE] = average.state_dict()
-    if described.get("best") is not None:
-        parts[_BEST] = network_state
-    for prefix, expected in parts.items():
-        _check_fit(_named(tensors, prefix), expected, misfit)
-    known = (_OPTIMIZER, *parts)
-    _check_fit({name: t for name, t in tensors.items() if not name.startswith(known)}, {}, misfit)
+    best = described.get("best")
     try:
-        moments = _moments(_named(tensors, _OPTIMIZER), optimizer, misfit)
-        _check_finite(tensors, source)
-        finished_epochs, best = _progress(described)
+        for prefix, module in _modules(network, average).items():
+            module.load_state_dict(_without(prefix, tensors), strict=True)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in _without(_OPTIMIZER, tensors).items():
+            index, _, name = key.partition(".")
+            moments.setdefault(int(index), {})[name] = tensor
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
         if scaler is not None and scaler.is_enabled():
-            values = described["scaler"]
-            if not all(_is_finite(value) for value in values.values()):
-                raise ValueError("scaler")
-            scaler.load_state_dict(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+            scaler.load_state_dict(described["scaler"])
+        return TrainingState(
+            described["finished_epochs"],
+            None if best is None else Best(best["epoch"], best["mAP"], _without(_BEST, tensors)),
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())  # torch's reasons have several lines
         raise CheckpointError(
-            f"{source} lacks or garbles {error} in its metadata; start the run again"
+            f"training state '{path}' does not fit the network of its run ({reason:.300}); train "
+            "again in a new run folder"
         ) from None
-    network.load_state_dict(_named(tensors, _NETWORK), strict=True)
-    if average is not None:
-        average.load_state_dict(_named(tensors, _AVERAGE), strict=True)
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    weights = _named(tensors, _BEST)
-    return TrainingState(finished_epochs, None if best is None else Best(*best, weights))
 
 
-def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _modules(network: AirNet, average: AirNet | None) -> dict[str, AirNet]:
+    return {_NETWORK: network} | ({} if average is None else {_AVERAGE: average})
+
+
+def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, without it."""
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
-def _progress(described: Mapping[str, Any]) -> tuple[int, tuple[int, float] | None]:
-    """Finished epochs, and epoch and mAP of the best one; or a ValueError with the key."""
-    finished, best = described["finished_epochs"], described.get("best")
-    if type(finished) is not int or finished < 0:
-        raise ValueError("finished_epochs")
-    if best is None:
-        return finished, None
-    if type(best["epoch"]) is not int or not _is_finite(best["mAP"]):
-        raise ValueError("best")
-    return finished, (best["epoch"], float(best["mAP"]))
-
-
-def _is_finite(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-
-
-def _moments(
-    tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, misfit: str
-) -> dict[int, dict[str, Tensor]]:
-    """Adam's tensors by parameter: torch takes any, and fails at the next step.
-
-    Raises:
-        CheckpointError: they are not those of the optimizer's parameters.
-    """
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        number, _, name = key.partition(".")
-        if not number.isascii() or not number.isdigit() or len(number) > 9:
-            raise CheckpointError(f"{misfit}: {_OPTIMIZER}{key} is no tensor of Adam's")
-        moments.setdefault(int(number), {})[name] = tensor
-    for index, state in moments.items():
-        shape = parameters[index].shape if index < len(parameters) else None
-        expected = {name: torch.Size() if name == "step" else shape for name in _ADAM}
-        if {name: tensor.shape for name, tensor in state.items()} != expected or not all(
-            tensor.dtype == torch.float32 for tensor in state.values()
-        ):
-            raise CheckpointError(
-                f"{misfit}: {_OPTIMIZER}{index} does not fit the parameter of that number"
-            )
-    return moments
-
-
-def _check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], misfit: str) -> None:
-    """Raise CheckpointError where names, shapes or types differ."""
-    problems = list(_misfits(found, expected))
+def _check_tensors(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError if names, shapes or types differ from `expected`, or for NaN."""
+    found = checkpoint.tensors
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name!r} is left over" for name in found if name not in expected]
+    problems += [
+        f"{name} is {_form(found[name])} and should be {_form(tensor)}"
+        for name, tensor in expected.items()
+        if name in found and _form(found[name]) != _form(tensor)
+    ]
     if problems:
-        more = f" and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
-        raise CheckpointError(f"{misfit}: {'; '.join(problems[:MOST_SHOWN])}{more}")
-
-
-MOST_SHOWN = 3
-"""Tensors that do not fit, in a message."""
-
-
-def _misfits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
-    for name, tensor in expected.items():
-        if name not in found:
-            yield f"{name} is missing"
-        elif (found[name].shape, found[name].dtype) != (tensor.shape, tensor.dtype):
-            yield f"{name} is {_form(found[name])} and should be {_form(tensor)}"
-    for name in found.keys() - expected.keys():
-        yield f"{name[:200]} is left over"
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"checkpoint '{checkpoint.path}' does not fit its network ({checkpoint.variant}, "
+            f"{checkpoint.backbone}): {'; '.join(problems[:3])}{more}"
+        )
+    for name, tensor in found.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(
+                f"checkpoint '{checkpoint.path}' has NaN or infinity in {name}: training diverged "
+                "or the file is damaged; train again, perhaps with a lower training.learning_rate"
+            )
 
 
 def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def _check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise CheckpointError for NaN and infinity: embeddings would be neither near nor far."""
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{source} holds NaN or infinity in {name}; get or train it anew")
-
-
-def _save(path: Path, tensors: dict[str, Tensor], kind: str, described: dict[str, Any]) -> None:
-    header = {"format": kind, "format_version": str(FORMAT_VERSION), "sha256": _NO_DIGEST}
+def _save(
+    path: Path, tensors: Mapping[str, Tensor], kind: str, described: Mapping[str, Any]
+) -> None:
+    header = {"format": kind, "format_version": str(FORMAT_VERSION)}
     header |= {key: json.dumps(value) for key, value in described.items()}
-    # In a folder of its own: safetensors writes under another name there, and renames.
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    # In a folder of its own: safetensors writes under a second name there, and renames.
     with replacing_together((path,)) as (temporary,):
         try:
-            safetensors.torch.save_file(tensors, temporary, metadata=header)
-            _seal(temporary)
-        except safetensors.SafetensorError as error:  # how it tells of a full disk
+            safetensors.torch.save_file(contiguous, temporary, metadata=header)
+        except safetensors.SafetensorError as error:  # a full disk, for one
             raise OSError(f"{error}") from None
+        _sort_metadata(temporary)
 
 
-_NO_DIGEST = "0" * 64
-
-
-def _seal(path: Path) -> None:
-    """Put the metadata into the order of their keys, and the file's hash into them.
-
-    safetensors writes them in an order that is another one in each process; the same contents are
-    to be the same file.
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file: their order differs from process to process, and
+    the fingerprints of equal checkpoints would differ with it.
     """
     with path.open("r+b") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
+        length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        assert len(text) <= length, "the same JSON, as short as it can be written"
-        text = text.ljust(length)
-        digest = hashlib.sha256(start + text)
-        hashlib.file_digest(file, lambda: digest)
         file.seek(8)
-        file.write(text.replace(_quoted(_NO_DIGEST), _quoted(digest.hexdigest())))
-
-
-def _quoted(digest: str) -> bytes:
-    """How the hash stands in the header: nothing else in it can look like this."""
-    return f'"sha256":"{digest}"'.encode()
-
-
-def _is_sealed(path: Path, said: str) -> bool:
-    """Whether the file's hash is what its metadata say."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        header = file.read(int.from_bytes(start, "little"))
-        # Of another length, the digits would not be what was replaced.
-        if len(said) != len(_NO_DIGEST) or header.count(_quoted(said)) != 1:
-            return False
-        digest = hashlib.sha256(start + header.replace(_quoted(said), _quoted(_NO_DIGEST)))
-        return hashlib.file_digest(file, lambda: digest).hexdigest() == said
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
+        file.write(text.encode().ljust(length))
 
 
 def _load(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not path.is_file():
+    """The tensors and the metadata of a file of `kind`, in any version that is read."""
+    if not path.exists():
         raise CheckpointError(f"checkpoint '{path}' does not exist; `airnet train` writes one")
     try:
-        check_safetensors(path)
-        if path.stat().st_size > LARGEST_FILE:
-            raise ValueError(f"{path.stat().st_size:,} bytes are more than any has")
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("format") != kind:
-                raise CheckpointError(
-                    f"'{path}' is no {kind} file, but {header.get('format', 'something else')}"
-                )
-            if header.get("format_version") != str(FORMAT_VERSION):
-                raise CheckpointError(
-                    f"'{path}' has format version {header.get('format_version')}, "
-                    f"this airnet reads {FORMAT_VERSION}; update airnet"
-                )
-            described = {k: v for k, v in header.items() if k not in ("format", "format_version")}
-            said = described.pop("sha256", None)
-            if said is None:
-                is_whole = described.keys() <= _UNSEALED[kind]
-            else:
-                is_whole = _is_sealed(path, said)
-            if not is_whole:
-                raise CheckpointError(
-                    f"'{path}' was changed or damaged after it was written: its hash is another; "
-                    "get it again from where it came, or train anew"
-                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no iterator
-        return tensors, {key: parse_json(value) for key, value in described.items()}
-    except CheckpointError:
-        raise
-    # Beside its own error, safetensors raises what torch does on types that it lacks.
-    except Exception as error:
-        raise CheckpointError(f"'{path}' can't be read as {kind}: {error}; is it whole?") from None
+        if header.get("format") == kind:
+            texts = {k: v for k, v in header.items() if k not in ("format", "sha256")}
+            described = {key: json.loads(text) for key, text in texts.items()}
+    except (safetensors.SafetensorError, OSError, ValueError):
+        raise CheckpointError(
+            f"'{path}' can't be read as {kind}: it looks like {describe_file(path)}; "
+            "give a run folder or its model.safetensors"
+        ) from None
+    if header.get("format") != kind:
+        raise CheckpointError(
+            f"'{path}' is not an {kind} file, but {header.get('format', 'of another program')!r}; "
+            "give a run folder or its model.safetensors"
+        )
+    if described.get("format_version") not in (1, FORMAT_VERSION):
+        raise CheckpointError(
+            f"'{path}' has format version {described.get('format_version')!r}, this airnet reads "
+            f"1 to {FORMAT_VERSION}; update airnet"
+        )
+    return tensors, described

@@ -8,8 +8,9 @@ import torch
 
 from airnet_cli.config.presets import validate_preset
 from airnet_cli.config.schema import Preset
+from airnet_cli.core import checkpoint as core_checkpoint
 from airnet_cli.core.averaging import WeightAverage
-from airnet_cli.core.checkpoint import Checkpoint, fill_network
+from airnet_cli.core.checkpoint import Checkpoint
 from airnet_cli.core.data.dataset import ImageDataset, TrainingLoader
 from airnet_cli.core.data.held_out import hold_out
 from airnet_cli.core.data.identities import IdentitySplit, split_identities
@@ -26,7 +27,7 @@ from airnet_cli.core.model.airnet import (
 from airnet_cli.core.model.backbone import Backbone, build_backbone, replace_relu6
 from airnet_cli.core.model.weights import load_imagenet, load_weights
 from airnet_cli.core.training import RATE_FACTOR, Schedule, Trainer
-from airnet_cli.errors import CheckpointError, DataError, TrainingError
+from airnet_cli.errors import DataError, TrainingError
 
 
 def build_network(preset: Preset, *, identities: int | None) -> AirNet:
@@ -51,9 +52,7 @@ def build_network(preset: Preset, *, identities: int | None) -> AirNet:
 
 
 def describe_network(preset: Preset, *, identities: int | None) -> AirNet:
-    """The network without memory or weights: its shape and parameter counts, and what the tensors
-    of a checkpoint fill.
-    """
+    """The network without memory or weights: its shape and parameter counts."""
     with torch.device("meta"):
         return _build_heads(_build_backbone(preset), preset, identities=identities)
 
@@ -66,17 +65,7 @@ def restore_network(checkpoint: Checkpoint) -> tuple[AirNet, Preset]:
         CheckpointError: its tensors do not fit, or are not finite.
     """
     preset = validate_preset(checkpoint.preset, source=str(checkpoint.path))
-    size = (preset.data.height_px, preset.data.width_px)
-    if size != (checkpoint.height_px, checkpoint.width_px):
-        raise CheckpointError(
-            f"checkpoint '{checkpoint.path}' contradicts itself: its images have "
-            f"{checkpoint.height_px} x {checkpoint.width_px} pixels, those of its preset "
-            f"{size[0]} x {size[1]}; get or train it anew"
-        )
-    # Without memory for as many identities as it says, nor weights that are drawn for nothing.
-    network = describe_network(preset, identities=len(checkpoint.identities))
-    fill_network(network, checkpoint)
-    return _channels_last(network).eval(), preset
+    return core_checkpoint.restore_network(checkpoint), preset
 
 
 def build_trainer(

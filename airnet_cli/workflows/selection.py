@@ -148,6 +148,7 @@ class Selection:
             width_px=self.preset.data.width_px,
             identities=self.identities,
             training=training,
+            normalize_heads=self.preset.evaluation.normalize_heads,
         )
 
     def _summary_of_best(self, best: Best) -> dict[str, Any]:

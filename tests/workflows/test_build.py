@@ -47,9 +47,7 @@ def images() -> torch.Tensor:
     "overrides",
     [
         (),
-        ("model.attention=softmax",),
-        ("model.activation=relu",),
-        ("model.attention=softmax", "model.activation=relu", "model.variant=parallel_abp"),
+        ("model.variant=parallel_abp",),
         ("training.interaction_init=identity",),
     ],
     ids=" ".join,

@@ -119,6 +119,7 @@ class AirNet(nn.Module):
         super().__init__()
         poolings = VARIANTS[variant]
         self.variant = variant
+        self.backbone = backbone.name
         self.head_names = name_heads(variant)
         self.channels = backbone.channels
         self.trunk = backbone.trunk

@@ -8,6 +8,7 @@ has to add a prefix.
 Letters: B images, H x W pixels, C channels of stage 5.
 """
 
+import dataclasses
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal
@@ -40,6 +41,8 @@ class Backbone:
     """What stands before the keys of stage 5 in a public weight file."""
     classifier_prefix: str
     """Keys of a public weight file that begin so are left out: the ImageNet classifier."""
+    name: str = ""
+    """What `build_backbone` takes; empty if it did not build this one."""
 
 
 class InstanceBatchNorm(nn.Module):
@@ -77,6 +80,10 @@ class StridedDepthwiseConv2d(nn.Conv2d):
 
 def build_backbone(name: BackboneName) -> Backbone:
     """A new backbone with random weights (He initialisation, as torchvision has it)."""
+    return dataclasses.replace(_cut(name), name=name)
+
+
+def _cut(name: BackboneName) -> Backbone:
     match name:
         case "resnet50":
             return _cut_resnet(torchvision.models.resnet50())

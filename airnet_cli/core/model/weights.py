@@ -1,14 +1,13 @@
 """Initial weights of a backbone: which public file, its hash, and a strict report of its keys.
 
-A file loads only if every key of the backbone is in it and every key of it is used, the ImageNet
-classifier and (for a new GC block) the block's own keys excepted. Plain ResNet weights therefore
-never go into an IBN network silently: its 13 mixed norms would be missing. Nothing is unpickled
-but with `weights_only=True`, after a look at what it would be.
+A file loads only if every key of the backbone is in it and every key of the file is used. Only the
+ImageNet classifier may be left over, and only the keys of a new GC block may be missing. So plain
+ResNet weights never go into an IBN network silently: its 13 mixed norms would be missing.
+Pickles are read with `weights_only=True`, which runs no code from the file.
 """
 
 import hashlib
 import pickle
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -19,7 +18,6 @@ import torchvision
 from torch import Tensor
 
 from airnet_cli.core.model.backbone import Backbone, BackboneName
-from airnet_cli.core.model.foreign import check_pth, check_safetensors
 from airnet_cli.errors import WeightsError
 
 _IBN_RELEASE = "https://github.com/XingangPan/IBN-Net/releases/download/v1.0/"
@@ -34,16 +32,31 @@ IMAGENET_FILES: dict[BackboneName, str] = {
 }
 """Where ImageNet weights are published; the name ends with the start of the file's sha256."""
 
+MOST_KEYS_SHOWN = 6
+
+_GLOBAL_CONTEXT = ("gc3.", "gc4.")
+"""Prefixes of the keys of GC blocks."""
+
+_SIGNATURES = {
+    b"\x93NUMPY": "a NumPy array, such as a gallery or features",
+    b"PK\x03\x04": "a zip archive, such as a data set or a .pth file of PyTorch",
+    b"\x80\x02": "a pickle, such as an old .pth file of PyTorch",
+    b"version https://git-lfs": "a Git LFS pointer instead of the file itself",
+    b"<": "an HTML or XML page, such as the error page of a download",
+    b"{": "JSON text",
+}
+"""What people give by mistake, by first bytes."""
+
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What went where."""
+    """Which tensors of a file were used."""
 
     source: Path
     loaded: int
     """Tensors of the backbone that were filled."""
     left_out: tuple[str, ...]
-    """Keys of the file that the backbone has no place for, all of the ImageNet classifier."""
+    """Keys of the file that were not used, all of the ImageNet classifier."""
     new: tuple[str, ...]
     """Keys of the backbone that keep their random start, all of GC blocks."""
 
@@ -59,11 +72,12 @@ def load_imagenet(backbone: Backbone, name: BackboneName) -> WeightsReport:
 
 
 def imagenet_file(name: BackboneName) -> Path:
-    """The local copy of the published file for `name`, downloaded if need be, its hash checked.
+    """The local copy of the published file for `name`, downloaded on first use.
+
+    Its hash is checked every time.
 
     Raises:
-        WeightsError: it is not here and can't be downloaded, or its sha256 is not the published
-        one.
+        WeightsError: it can't be downloaded, or its sha256 is not the published one.
     """
     url = IMAGENET_FILES[name]
     filename = url.rsplit("/", 1)[-1]
@@ -85,7 +99,7 @@ def imagenet_file(name: BackboneName) -> Path:
     if not found.startswith(expected):
         raise WeightsError(
             f"{path} has sha256 {found[:8]}…, the published file {expected}…; "
-            "delete it and run again to download it anew"
+            "delete it and run again to download it"
         )
     return path
 
@@ -96,61 +110,53 @@ def load_weights(backbone: Backbone, path: Path) -> WeightsReport:
     A `module.` prefix and a wrapping `state_dict` are stripped.
 
     Raises:
-        WeightsError: no such file, not a weights file, keys, shapes or types that do not fit (all
-            are listed), NaN or infinity.
+        WeightsError: there is no such file, or it is not a weights file; keys, shapes or types do
+            not fit (all are listed); a tensor has NaN or infinity.
     """
-    source = _strip(read_state_dict(path))
+    source = {k.removeprefix("module."): t for k, t in read_state_dict(path).items()}
     targets = _targets(backbone)
     missing = [k for k in targets if k not in source and not k.endswith("num_batches_tracked")]
-    new = [key for key in missing if _is_global_context(key)]
-    missing = [key for key in missing if not _is_global_context(key)]
-    extra = [key for key in source if key not in targets]
-    left_out = [key for key in extra if key.startswith(backbone.classifier_prefix)]
-    extra = [key for key in extra if not key.startswith(backbone.classifier_prefix)]
-    misshapen = [
-        f"{key} {tuple(source[key].shape)} for {tuple(target.shape)}"
-        for key, target in targets.items()
-        if key in source and source[key].shape != target.shape
-    ]
-    mistyped = [
-        f"{key} {str(source[key].dtype).removeprefix('torch.')}"
-        for key, target in targets.items()
-        # Half or double weights are those of the same network; whole numbers are not.
-        if key in source and source[key].is_floating_point() != target.is_floating_point()
-    ]
-    problems = [
-        f"{label}: {_shorten(keys)}"
-        for label, keys in (
-            ("missing", missing),
-            ("left over", extra),
-            ("wrong shape", misshapen),
-            ("wrong type", mistyped),
-        )
-        if keys
-    ]
-    if problems:
+    new = [key for key in missing if key.startswith(_GLOBAL_CONTEXT)]
+    left_over = [key for key in source if key not in targets]
+    classifier = [key for key in left_over if key.startswith(backbone.classifier_prefix)]
+    fitting = {key: (source[key], target) for key, target in targets.items() if key in source}
+    problems = {
+        "missing": [key for key in missing if key not in new],
+        "left over": [key for key in left_over if key not in classifier],
+        "wrong shape": [
+            f"{key} {tuple(found.shape)} for {tuple(target.shape)}"
+            for key, (found, target) in fitting.items()
+            if found.shape != target.shape
+        ],
+        # Half or double precision is fine, integers are not weights.
+        "wrong type": [
+            f"{key} {str(found.dtype).removeprefix('torch.')}"
+            for key, (found, target) in fitting.items()
+            if found.is_floating_point() != target.is_floating_point()
+        ],
+    }
+    listed = [f"{label}: {_shorten(keys)}" for label, keys in problems.items() if keys]
+    if listed:
         hint = ""
         if any(".IN." in key for key in missing) and not any(".IN." in key for key in source):
             hint = " (plain ResNet weights do not fit an IBN network; IBN-Net publishes its own)"
-        raise WeightsError(
-            f"weights '{path}' do not fit this backbone{hint}; " + "; ".join(problems)
-        )
-    for key, target in targets.items():
-        if key in source and not source[key].to(target.dtype).isfinite().all():
-            raise WeightsError(f"weights '{path}' hold NaN or infinity in {key}; get them anew")
+        raise WeightsError(f"weights '{path}' do not fit this backbone{hint}; " + "; ".join(listed))
+    for key, (found, target) in fitting.items():
+        if not found.to(target.dtype).isfinite().all():
+            raise WeightsError(
+                f"weights '{path}' have NaN or infinity in {key}; download the file again"
+            )
     with torch.no_grad():
-        for key, target in targets.items():
-            if key in source:
-                target.copy_(source[key])
-    loaded = sum(key in source for key in targets)
-    return WeightsReport(path, loaded, tuple(left_out), tuple(new))
+        for found, target in fitting.values():
+            target.copy_(found)
+    return WeightsReport(path, len(fitting), tuple(classifier), tuple(new))
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The named tensors of a .safetensors file, or of a .pth file read with `weights_only=True`.
 
     Raises:
-        WeightsError: no such file, or something that is not a plain dictionary of tensors.
+        WeightsError: there is no such file, or it is not a plain dictionary of tensors.
     """
     if not path.is_file():
         raise WeightsError(
@@ -159,43 +165,43 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         )
     try:
         if path.suffix == ".safetensors":
-            check_safetensors(path)
             return dict(safetensors.torch.load_file(path))
-        check_pth(path)
-        with warnings.catch_warnings():  # of forms that torch will not read one day
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    # torch's reader raises nearly anything on broken bytes (KeyError, UnicodeDecodeError, ...).
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    # torch raises nearly anything on damaged files (KeyError, UnicodeDecodeError, ...).
     except Exception as error:
+        # Without the rest of torch's text, which says how to run the code in the file.
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        if isinstance(error, pickle.UnpicklingError):  # whose text says how to run it all the same
-            reason = "it is broken or holds more than tensors, and code from a file is never run"
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it is damaged or has more than tensors, and code from a file is never run"
         raise WeightsError(
-            f"weights '{path}' can't be read: {reason}; "
-            "model.init takes a whole .safetensors or .pth file of named tensors"
+            f"weights '{path}' can't be read: it looks like {describe_file(path)} ({reason}); "
+            "model.init takes a .safetensors or .pth file of named tensors"
         ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(
-        isinstance(key, str) and _is_plain(value) for key, value in content.items()
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
-        raise WeightsError(f"weights '{path}' hold no plain dictionary of named tensors")
+        raise WeightsError(
+            f"weights '{path}' are not a plain dictionary of named tensors; save the state_dict() "
+            "of the network, not the network or a list"
+        )
     return content
 
 
-def _is_plain(value: object) -> bool:
-    """Whether it is a tensor of numbers in memory: not sparse, not quantized, no mere shape."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-        and not value.is_complex()
-    )
-
-
-def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix("module."): value for key, value in state.items()}
+def describe_file(path: Path) -> str:
+    """What a file that is not a whole weights file looks like, by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError as error:
+        return f"no readable file ({error.strerror})"
+    if start[8:9] == b"{":  # the length of the header, then the header
+        return "a damaged or truncated safetensors file"
+    for signature, description in _SIGNATURES.items():
+        if start.startswith(signature):
+            return description
+    return "a damaged file or a file of another kind" if start else "an empty file"
 
 
 def _targets(backbone: Backbone) -> dict[str, Tensor]:
@@ -205,15 +211,6 @@ def _targets(backbone: Backbone) -> dict[str, Tensor]:
     return trunk | stage5
 
 
-def _is_global_context(key: str) -> bool:
-    return key.startswith(("gc3.", "gc4."))
-
-
 def _shorten(keys: list[str]) -> str:
-    shown = ", ".join(keys[:MOST_KEYS_SHOWN])
-    return (
-        shown if len(keys) <= MOST_KEYS_SHOWN else f"{shown} and {len(keys) - MOST_KEYS_SHOWN} more"
-    )
-
-
-MOST_KEYS_SHOWN = 6
+    more = f" and {len(keys) - MOST_KEYS_SHOWN} more" if len(keys) > MOST_KEYS_SHOWN else ""
+    return ", ".join(keys[:MOST_KEYS_SHOWN]) + more
