@@ -41,11 +41,6 @@ STATE_FORMAT = "airnet-training-state"
 FORMAT_VERSION = 2
 """Of both files. Version 1 is read too, see `upgrade_version_1`."""
 
-_OPTIMIZER = "optimizer."
-_NETWORK = "network."
-_AVERAGE = "average."
-_BEST = "best."
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -180,9 +175,8 @@ def upgrade_version_1(described: dict[str, Any], path: Path) -> dict[str, Any]:
         value = model.get(key, default)
         if value != default:
             raise CheckpointError(
-                f"checkpoint '{path}' was trained with model.{key} = {value!r}, which this airnet "
-                "no longer has; train again without it, or use airnet "
-                f"{described['versions']['airnet']}, which wrote the file"
+                f"checkpoint '{path}' was trained with model.{key} = {value!r}, a setting that "
+                "airnet no longer has, so its network can't be rebuilt; train again without it"
             )
     network = {
         "variant": model["variant"],
@@ -263,11 +257,11 @@ def write_training_state(
     for prefix, module in _modules(network, average).items():
         tensors |= {prefix + name: tensor for name, tensor in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in state.items()}
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
     if scaler is not None and scaler.is_enabled():
         described["scaler"] = scaler.state_dict()
     if best is not None:
-        tensors |= {_BEST + name: tensor for name, tensor in best.weights.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in best.weights.items()}
         described["best"] = {"epoch": best.epoch, "mAP": best.mAP}
     _save(path, tensors, STATE_FORMAT, described)
 
@@ -292,7 +286,7 @@ def read_training_state(
         for prefix, module in _modules(network, average).items():
             module.load_state_dict(_without(prefix, tensors), strict=True)
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in _without(_OPTIMIZER, tensors).items():
+        for key, tensor in _without("optimizer.", tensors).items():
             index, _, name = key.partition(".")
             moments.setdefault(int(index), {})[name] = tensor
         groups = optimizer.state_dict()["param_groups"]
@@ -301,7 +295,7 @@ def read_training_state(
             scaler.load_state_dict(described["scaler"])
         return TrainingState(
             described["finished_epochs"],
-            None if best is None else Best(best["epoch"], best["mAP"], _without(_BEST, tensors)),
+            None if best is None else Best(best["epoch"], best["mAP"], _without("best.", tensors)),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())  # torch's reasons have several lines
@@ -312,7 +306,7 @@ def read_training_state(
 
 
 def _modules(network: AirNet, average: AirNet | None) -> dict[str, AirNet]:
-    return {_NETWORK: network} | ({} if average is None else {_AVERAGE: average})
+    return {"network.": network} | ({} if average is None else {"average.": average})
 
 
 def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -322,21 +316,20 @@ def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_tensors(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError if names, shapes or types differ from `expected`, or for NaN."""
-    found = checkpoint.tensors
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name!r} is left over" for name in found if name not in expected]
-    problems += [
-        f"{name} is {_form(found[name])} and should be {_form(tensor)}"
-        for name, tensor in expected.items()
-        if name in found and _form(found[name]) != _form(tensor)
+    forms = {name: _form(tensor) for name, tensor in checkpoint.tensors.items()}
+    wanted = {name: _form(tensor) for name, tensor in expected.items()}
+    problems = [
+        f"{name!r} is {forms.get(name, 'missing')}, expected {wanted.get(name, 'no such tensor')}"
+        for name in wanted | forms
+        if forms.get(name) != wanted.get(name)
     ]
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
             f"checkpoint '{checkpoint.path}' does not fit its network ({checkpoint.variant}, "
             f"{checkpoint.backbone}): {'; '.join(problems[:3])}{more}"
         )
-    for name, tensor in found.items():
+    for name, tensor in checkpoint.tensors.items():
         if not tensor.isfinite().all():
             raise CheckpointError(
                 f"checkpoint '{checkpoint.path}' has NaN or infinity in {name}: training diverged "
@@ -364,9 +357,7 @@ def _save(
 
 
 def _sort_metadata(path: Path) -> None:
-    """Sort the metadata of a safetensors file: their order differs from process to process, and
-    the fingerprints of equal checkpoints would differ with it.
-    """
+    """Sort a file's metadata: safetensors has no fixed order, so fingerprints would differ."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

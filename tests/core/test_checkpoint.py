@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from torch import nn
 from airnet_cli.core import checkpoint as module
 from airnet_cli.core.checkpoint import (
     Best,
-    library_versions,
     model_fingerprint,
     read_checkpoint,
     read_training_state,
@@ -23,7 +21,7 @@ from airnet_cli.core.checkpoint import (
     write_checkpoint,
     write_training_state,
 )
-from airnet_cli.core.model.airnet import IMAGENET_MEAN, IMAGENET_STD, AirNet
+from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.model.backbone import build_backbone
 from airnet_cli.errors import CheckpointError, OutputError
 
@@ -123,23 +121,6 @@ def test_all_that_is_needed_comes_back(good):
     assert checkpoint.training == {"finished_epochs": 3, "seed": 9}
 
 
-def test_metadata_are_text_that_anyone_can_read(good):
-    """The documented keys, each of them JSON."""
-    header = header_of(good)
-    assert (header.pop("format"), header.pop("format_version")) == ("airnet-checkpoint", "2")
-    described = {key: json.loads(value) for key, value in header.items()}
-    assert described.keys() == {
-        "network", "preset", "preprocessing", "heads", "identities", "training", "versions"
-    }  # fmt: skip
-    assert described["network"] == {
-        "variant": "baseline_abp", "backbone": "mobilenet_v2", "normalize_heads": True
-    }  # fmt: skip
-    assert described["preprocessing"]["mean"] == list(IMAGENET_MEAN)
-    assert described["preprocessing"]["std"] == list(IMAGENET_STD)
-    assert described["heads"] == {"I": [0, 1280]}
-    assert described["versions"] == library_versions()
-
-
 def test_equal_contents_are_equal_files(good):
     """Equal models have equal fingerprints, although safetensors writes keys in any order."""
     content = good.read_bytes()
@@ -200,12 +181,9 @@ def test_a_version_1_checkpoint_with_a_removed_setting_is_refused(tmp_path, good
 MISTAKES = {
     "gallery.npy": (lambda path: np.save(path, np.zeros((2, 3))), "a NumPy array, such as a gall"),
     "weights.pth": (lambda path: torch.save({"a": torch.ones(1)}, path), "a zip archive, such as"),
-    "data.zip": (lambda path: zipfile.ZipFile(path, "w").writestr("a", "b"), "a zip archive"),
     "page": (lambda path: path.write_text("<html>404 Not Found</html>"), "an HTML or XML page"),
-    "scores.json": (lambda path: path.write_text('{\n  "mAP": 0.5}'), "JSON text"),
     "pointer": (lambda path: path.write_text("version https://git-lfs.github.com"), "a Git LFS po"),
     "empty": (lambda path: path.touch(), "an empty file"),
-    "text": (lambda path: path.write_text("some text"), "a damaged file or a file of another kind"),
 }  # fmt: skip
 
 
@@ -240,19 +218,18 @@ def test_a_missing_file_is_named(tmp_path):
         (lambda h, _: h.pop("identities"), "missing or damaged metadata ('identities')"),
         (lambda h, _: h.update(network=h["network"].replace("_abp", "_x")), "variant 'baseline_x'"),
         (lambda h, _: h.update(network=h["network"].replace("_v2", "_v4")), "'mobilenet_v4'"),
-        (lambda _, t: t.pop("heads.I.norm.weight"), "mobilenet_v2): heads.I.norm.weight is missin"),
-        (lambda _, t: t.update(other=torch.ones(1)), "'other' is left over"),
+        (lambda _, t: t.pop("heads.I.norm.weight"), "mobilenet_v2): 'heads.I.norm.weight' is miss"),
+        (lambda _, t: t.update(other=torch.ones(1)), "(1,), expected no such tensor"),
         (
             lambda _, t: t.update({"heads.I.norm.weight": torch.ones(3).double()}),
-            "heads.I.norm.weight is float64 (3,) and should be float32 (1280,)",
+            "'heads.I.norm.weight' is float64 (3,), expected float32 (1280,)",
         ),
-        (lambda _, t: t.clear(), "trunk.0.1.bias is missing and 317 more"),
+        (lambda _, t: t.clear(), "expected float32 (32,); and 317 more"),
         (lambda _, t: t["heads.I.norm.weight"].fill_(torch.nan), "NaN or infinity in heads.I.norm"),
-        (lambda _, t: t["heads.I.norm.bias"][7:8].fill_(-torch.inf), "infinity in heads.I.norm.bi"),
     ],
     ids=[
         "other", "version", "no-ids", "variant", "backbone", "missing", "left-over", "shape",
-        "empty", "nan", "infinity",
+        "empty", "nan",
     ],
 )  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused(tmp_path, good, change, message):
