@@ -5,8 +5,7 @@
   (`VARIANTS`).
 - Heads have the paper's names: A1, A2 (appearance), I (interaction); M (mixed, eq. (4)) for a GC
   head.
-- Normalisation by ImageNet mean and standard deviation lives in the network: it takes uint8 or 0-1
-  RGB.
+- The network normalises images by ImageNet mean and standard deviation: it takes uint8 or 0-1 RGB.
 
 Letters: B images, H x W pixels, C channels of stage 5, N identities, D = C times the number of
 heads.
@@ -53,7 +52,7 @@ CLASSIFIER_STD = 0.001
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """What one head says about a batch."""
+    """The outputs of one head for a batch."""
 
     name: str
     """A1, A2, I or M."""
@@ -139,8 +138,8 @@ class AirNet(nn.Module):
                 )
                 self.heads[name] = head
                 self._heads_of_branch[-1].append(name)
-        # Not in the checkpoint's tensors: they are constants of the method, not learnt. With values
-        # in a network that is built without memory too, which a checkpoint's tensors then fill.
+        # Constants of the method, so they are not in checkpoints. On the CPU even if the network is
+        # built on the meta device, because no checkpoint's tensors will replace them.
         mean, std = (
             torch.tensor(rgb, device="cpu").view(1, 3, 1, 1)
             for rgb in (IMAGENET_MEAN, IMAGENET_STD)
@@ -162,10 +161,8 @@ class AirNet(nn.Module):
     def normalize(self, images: Tensor) -> Tensor:
         """ImageNet-normalise RGB `images` (B, 3, H, W), uint8 in 0-255 or floating point in 0-1."""
         if images.dtype == torch.uint8:
-            images = images.to(self.pixel_mean.dtype) / 255  # in place, exporters stumble over it
-        return (
-            images - self.pixel_mean
-        ) / self.pixel_std  # never in place: the caller's images stay
+            images = images.to(self.pixel_mean.dtype) / 255  # not in place: exporters can't
+        return (images - self.pixel_mean) / self.pixel_std  # not in place: the caller's images
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """The map of each branch, (B, C, H/16, W/16), for RGB `images` as in `normalize`."""

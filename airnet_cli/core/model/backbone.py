@@ -1,9 +1,9 @@
 """The ResNet / IBN / GC family and MobileNetV2, cut in two: the trunk (stages 1-4) and stage 5.
 
-Layers come from torchvision; ours are only the cut, the stride of stage 5 (1: the map of stage 4
-is not downsampled, paper 3.1), IBN-a (Pan et al. 2018) and the places of the GC blocks (paper
-4.2). Keys inside trunk and stage 5 are those of the public weight files, so that `weights.py` only
-has to add a prefix.
+Layers come from torchvision. This module adds the cut, the stride of stage 5 (1: the map of stage
+4 is not downsampled, paper 3.1), IBN-a (Pan et al. 2018) and the places of the GC blocks (paper
+4.2). Keys inside trunk and stage 5 are those of the public weight files; `weights.py` adds a
+prefix.
 
 Letters: B images, H x W pixels, C channels of stage 5.
 """
@@ -36,11 +36,11 @@ class Backbone:
     channels: int
     """C."""
     trunk_prefix: str
-    """What stands before the trunk's keys in a public weight file."""
+    """Prefix of the trunk's keys in a public weight file."""
     stage5_prefix: str
-    """What stands before the keys of stage 5 in a public weight file."""
+    """Prefix of the keys of stage 5 in a public weight file."""
     classifier_prefix: str
-    """Keys of a public weight file that begin so are left out: the ImageNet classifier."""
+    """Prefix of the ImageNet classifier's keys in a public weight file: they are not loaded."""
     name: str = ""
     """What `build_backbone` takes; empty if it did not build this one."""
 
