@@ -37,13 +37,6 @@ class PresetSummary:
     """One line."""
 
 
-REMOVED: Mapping[str, Mapping[str, object]] = {
-    "model": {"attention": "none", "activation": "default"},
-    "training": {"freeze_epochs": 0, "interaction_init": "default", "interaction_lr_factor": 1.0},
-}
-"""Settings that older versions recorded, with the values that changed nothing."""
-
-
 def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
     """Read a preset, lay `overrides` over it and validate the result.
 
@@ -69,14 +62,12 @@ def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
 def validate_preset(raw: Mapping[str, object], *, source: str) -> Preset:
     """The preset in `raw`, which was read from `source` (a checkpoint, a run folder).
 
-    Settings in `REMOVED` are dropped if they have the value that changed nothing.
-
     Raises:
         PresetError: `raw` does not fit the schema; one line for each problem, all at once.
     """
     if not isinstance(raw, Mapping):
         raise PresetError(f"the preset in {source} is no table of values")
-    return _validate(_without_removed(raw), source=source)
+    return _validate(raw, source=source)
 
 
 def overridden_keys(overrides: Sequence[str]) -> set[str]:
@@ -212,19 +203,6 @@ def _validate(
     if problems:
         raise PresetError(*problems, f"in the preset {source}")
     return preset
-
-
-def _without_removed(raw: Mapping[str, object]) -> dict[str, object]:
-    kept = dict(raw)
-    for name, removed in REMOVED.items():
-        section = kept.get(name)
-        if isinstance(section, Mapping):
-            kept[name] = {
-                key: value
-                for key, value in section.items()
-                if key not in removed or value != removed[key]
-            }
-    return kept
 
 
 def _with_selection(raw: Mapping[str, object]) -> Mapping[str, object]:

@@ -366,12 +366,3 @@ def test_a_preset_survives_json():
     for path in Path(find_preset("demo")).parent.glob("*.toml"):
         preset = load_preset(str(path))
         assert validate_preset(preset.model_dump(mode="json"), source="x") == preset
-
-
-def test_settings_that_were_removed_are_dropped_if_they_changed_nothing():
-    """Runs and checkpoints of older versions recorded them."""
-    raw = load_preset("demo").model_dump(mode="json")
-    raw["model"] |= {"attention": "none", "activation": "default"}
-    raw["training"] |= {"freeze_epochs": 0, "interaction_init": "default"}
-    raw["training"] |= {"interaction_lr_factor": 1}
-    assert validate_preset(raw, source="preset.json") == load_preset("demo")
