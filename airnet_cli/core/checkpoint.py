@@ -36,7 +36,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from airnet_cli.core.files import parse_json, replacing_together
+from airnet_cli.core.files import replacing_together
 from airnet_cli.core.model.airnet import IMAGENET_MEAN, IMAGENET_STD, AirNet
 from airnet_cli.core.model.foreign import check_safetensors
 from airnet_cli.errors import CheckpointError
@@ -450,7 +450,7 @@ def _load(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     "get it again from where it came, or train anew"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no iterator
-        return tensors, {key: parse_json(value) for key, value in described.items()}
+        return tensors, {key: json.loads(value) for key, value in described.items()}
     except CheckpointError:
         raise
     # Beside its own error, safetensors raises what torch does on types that it lacks.
