@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from airnet_cli.core.data.sources import IMAGE_SUFFIXES, LARGEST_LIST
+from airnet_cli.core.data.sources import IMAGE_SUFFIXES
 from airnet_cli.core.files import create, reason_of
 from airnet_cli.errors import AirnetError, DataError, OutputError
 
@@ -258,8 +258,6 @@ def _is_image(name: str) -> bool:
 def _listed(url: str) -> list[str]:
     system, place = _system_of(url)
     with _asking(url):
-        if system.info(place)["size"] > LARGEST_LIST:
-            raise DataError(f"'{url}' has more than {LARGEST_LIST / 2**30:.0f} GiB; cut it")
         content: bytes = system.cat_file(place)
     try:
         lines = [line.strip() for line in content.decode("utf-8-sig").split("\n")]
