@@ -15,7 +15,7 @@ from PIL import Image
 from airnet_cli.core.inference import embed_batches, embed_tensor
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.model.backbone import BackboneName, build_backbone
-from airnet_cli.core.runtime import keep_freed_memory
+from airnet_cli.workflows.memory import keep_freed_memory
 from benchmarks.measure import Row, Sizes, in_turn, peak_memory_mb
 
 CPU = torch.device("cpu")

@@ -21,8 +21,9 @@ from airnet_cli.core.exported import (
 )
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.model.backbone import BackboneName
-from airnet_cli.core.runtime import PrecisionName, has_native_bfloat16, keep_freed_memory
+from airnet_cli.core.runtime import PrecisionName, has_native_bfloat16
 from airnet_cli.errors import RuntimeSetupError
+from airnet_cli.workflows.memory import keep_freed_memory
 from benchmarks.embed import CPU, alone, build
 from benchmarks.measure import Row, Sizes, in_turn
 

@@ -10,9 +10,10 @@ from torch.nn import functional
 from airnet_cli.config.presets import load_preset
 from airnet_cli.core.data.generated import generate
 from airnet_cli.core.data.manifest import load_prepared, manifest_path, write_manifest
-from airnet_cli.core.runtime import keep_freed_memory, seed_everything
+from airnet_cli.core.runtime import seed_everything
 from airnet_cli.core.training import Trainer
 from airnet_cli.workflows.build import build_network, build_trainer, training_identities
+from airnet_cli.workflows.memory import keep_freed_memory
 from benchmarks.measure import Row, Sizes, in_turn
 
 

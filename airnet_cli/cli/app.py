@@ -42,8 +42,11 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)  # Typer reads the options of the wrapped function
     def reporting(*args: P.args, **kwargs: P.kwargs) -> R:
+        from airnet_cli.workflows.memory import keep_freed_memory
+
         try:
             _check_names([*args, *kwargs.values()])
+            keep_freed_memory()
             with stopping_on_signals():
                 return command(*args, **kwargs)
         except AirnetError as error:

@@ -142,41 +142,14 @@ def _folder() -> Path:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        return _parse(_text(path))
+        return tomllib.loads(_text(path))
     except ValueError as error:
         raise PresetError(f"the preset {path} is not valid TOML: {error}") from error
 
 
-LARGEST = 32 * 2**10
-"""Bytes of a preset; those that come with the package have two thousand."""
-LONGEST_LINE = 1000
-"""Characters. Python takes a minute for a key of many thousand parts (`a.a.a.a`)."""
-
-
-def _parse(text: str) -> dict[str, object]:
-    """The values in TOML that anyone may have written.
-
-    Raises:
-        ValueError: it is no TOML, or it would take too long, or nests too deeply, to find out.
-    """
-    if max(map(len, text.split("\n"))) > LONGEST_LINE:
-        raise ValueError(f"it has a line of more than {LONGEST_LINE:,} characters")
-    try:
-        return tomllib.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise PresetError(
-                f"the preset {path} is larger than {LARGEST:,} bytes, so it is none; give another "
-                "file"
-            )
-        return content.decode("utf-8")
+        return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise PresetError(f"the preset {path} is not text in UTF-8: {error.reason}") from error
     except OSError as error:
@@ -223,8 +196,6 @@ def _lay_over(raw: dict[str, object], override: str, overridden: set[str]) -> st
     """Lay `dotted.key=value` over `raw` and note its key in `overridden`; or say what is wrong."""
     key, equals, text = override.partition("=")
     key, text = key.strip(), text.strip()
-    if len(override) > LONGEST_LINE:
-        return f"--set {override[:40]}...: it has more than {LONGEST_LINE:,} characters"
     try:
         override.encode()
     except UnicodeEncodeError:
@@ -253,7 +224,7 @@ def _lay_over(raw: dict[str, object], override: str, overridden: set[str]) -> st
 def _toml_literal(text: str) -> object:
     """`text` as a TOML value; what is not one (`baseline_abp`) is text."""
     try:
-        parsed: Mapping[str, object] = _parse(f"value = {text}")
+        parsed: Mapping[str, object] = tomllib.loads(f"value = {text}")
     except ValueError:
         return text
     value = parsed["value"]

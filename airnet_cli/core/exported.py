@@ -22,7 +22,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from airnet_cli.core.files import parse_json
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.errors import CheckpointError, RuntimeSetupError
 
@@ -95,8 +94,8 @@ def read_description(path: Path, metadata: dict[str, str]) -> Description:
             f"{FORMAT_VERSION}; export it again, or update airnet"
         )
     try:
-        preprocessing = parse_json(metadata["preprocessing"])
-        heads = parse_json(metadata["heads"])
+        preprocessing = json.loads(metadata["preprocessing"])
+        heads = json.loads(metadata["heads"])
         return Description(
             fingerprint=metadata["fingerprint"],
             heads={name: slice(int(start), int(stop)) for name, (start, stop) in heads.items()},
@@ -104,8 +103,8 @@ def read_description(path: Path, metadata: dict[str, str]) -> Description:
             width_px=int(preprocessing["width_px"]),
             variant=metadata["variant"],
             backbone=metadata["backbone"],
-            normalize_heads=bool(parse_json(metadata["normalize_heads"])),
-            versions={str(k): str(v) for k, v in parse_json(metadata["versions"]).items()},
+            normalize_heads=bool(json.loads(metadata["normalize_heads"])),
+            versions={str(k): str(v) for k, v in json.loads(metadata["versions"]).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(

@@ -1,48 +1,117 @@
-"""Writing files so that a killed process leaves the old file or the new one, never a half.
+"""Reading and writing files: replace them whole, lock them, map matrices.
 
-And holding a folder or an output, so that two processes do not write there at once. What a killed
-process left behind under a temporary name is removed by the next one that holds the place. And
-reading JSON that anyone may have written.
+A file is written under a temporary name, `.NAME.xxxxxxxx.part`, and renamed. A killed process
+leaves the old file or the new one; the next process that locks the place removes the rest.
 """
 
 import contextlib
 import csv
-import functools
-import hashlib
 import json
 import os
 import secrets
 import shutil
-import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+import numpy as np
+import numpy.typing as npt
+
 from airnet_cli.errors import OutputError
 
-LARGEST_JSON = 64 * 2**20
-"""Bytes of a JSON text; in memory the values of a hostile one take twenty times its size."""
+PART = ".part"
+"""The end of temporary names."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; renamed to it when the block ends well, removed otherwise.
+    """A temporary file next to `path`; renamed to it if the block succeeds, removed otherwise.
 
     Raises:
-        OutputError: the system refused to make, write or rename a file, in the block too.
+        OutputError: the system refused to create, write or rename a file, in the block too.
     """
-    temporary: Path | None = None
+    temporary = _temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner only
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with _reporting(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not tempfile: its files are private, and only `os.umask` tells what to change them to.
+            temporary.open("xb").close()
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_together(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+    """Like `replacing`, for files of one folder that belong together and must keep their names.
+
+    They are written into a temporary folder next to them and renamed in the order of `paths`. A
+    kill between two renames leaves a mixture, which the reader has to detect.
+
+    Raises:
+        OutputError: the system refused.
+    """
+    folder = _temporary(paths[-1])
+    try:
+        with _reporting(paths[-1]):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            written = tuple(folder / path.name for path in paths)
+            yield written
+            for file in written:
+                _sync(file)
+            for file, path in zip(written, paths, strict=True):
+                file.replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def create(path: Path, content: bytes) -> bool:
+    """Write a file that does not exist yet, completely or not at all; False if it exists.
+
+    Of several processes that try at once, also on several machines, only one gets True. On a file
+    system without hard links the last one wins, so they should write the same.
+
+    Raises:
+        OutputError: the system refused.
+    """
+    if path.exists():
+        return False
+    temporary = _temporary(path)
+    try:
+        with _reporting(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            _sync(temporary)
+            try:
+                path.hardlink_to(temporary)
+            except FileExistsError:
+                return False
+            except OSError:
+                temporary.replace(path)
+            return True
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _reporting(path: Path) -> Iterator[None]:
+    """Turn an error of the system into an `OutputError` about `path`."""
+    try:
+        yield
     except FileExistsError as error:
         raise OutputError(
             f"can't write '{path}': '{path.parent}' is a file, not a folder; choose another place"
@@ -51,85 +120,12 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OutputError(
             f"can't write '{path}': {error.strerror or error}; choose another place"
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def replacing_together(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
-    """As `replacing`, for files of one folder that belong together and must keep their names.
-
-    They are written into a temporary folder beside them, and put into place in the order of
-    `paths` when the block ends well; a kill between two of them leaves a mixture, which their
-    reader has to notice.
-
-    Raises:
-        OutputError: the system refused.
-    """
-    last = paths[-1]
-    folder: Path | None = None
-    try:
-        last.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{last.name}.", suffix=PART, dir=last.parent))
-        written = tuple(folder / path.name for path in paths)
-        yield written
-        for file in written:
-            file.chmod(0o666 & ~_umask())
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        for file, path in zip(written, paths, strict=True):
-            file.replace(path)
-    except FileExistsError as error:
-        raise OutputError(
-            f"can't write '{last}': '{last.parent}' is a file, not a folder; choose another place"
-        ) from error
-    except OSError as error:
-        raise OutputError(
-            f"can't write '{last}': {error.strerror or error}; choose another place"
-        ) from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def create(path: Path, content: bytes) -> bool:
-    """Write a file that is not there yet, whole or not at all; False where there is one already.
-
-    Of several processes that try at once, on several machines too, one alone gets True. On a file
-    system without hard links the last one of those wins, so they should write the same.
-
-    Raises:
-        OutputError: the system refused.
-    """
-    if path.exists():
-        return False
-    whole = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
-    try:
-        with replacing(whole) as temporary:
-            temporary.write_bytes(content)
-        try:
-            path.hardlink_to(whole)
-        except FileExistsError:
-            return False
-        except OSError:
-            whole.replace(path)
-        return True
-    except OSError as error:
-        raise OutputError(f"can't write '{path}': {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            whole.unlink(missing_ok=True)
-
-
-PART = ".part"
-"""How temporary names end: `.NAME.xxxxxxxx.part`."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all.
+    """Replace `path` by `text` in UTF-8.
 
-    Bytes of file names that are no UTF-8 are written as in JSON and Python: `\\udcff`.
+    Bytes of file names that are not UTF-8 are written as in JSON and Python: `\\udcff`.
 
     Raises:
         OutputError: the system refused.
@@ -139,7 +135,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all.
+    """Replace `path` by `value` as indented JSON.
 
     Raises:
         OutputError: the system refused.
@@ -150,8 +146,8 @@ def write_json(path: Path, value: Any) -> None:
 def write_rows(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
     """Write rows of a CSV table into a file that was opened with `newline=""`.
 
-    A carriage return needs quotes, or else it ends the row for whoever reads it; Python's writer
-    does not see to that where rows end with a line feed alone.
+    Cells with a carriage return are quoted, since readers end the row there. Python's writer does
+    not do that if rows end with a line feed alone.
     """
     plain = csv.writer(file, lineterminator="\n")
     with_quotes = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -160,26 +156,41 @@ def write_rows(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
         (with_quotes if has_return else plain).writerow(row)
 
 
-def is_file(path: Path) -> bool:
-    """Whether there is a file; False, not an OSError, for a name that no file can have."""
+def map_array(path: Path, *, mode: Literal["r", "c"] = "r") -> npt.NDArray[Any]:
+    """The array of a `.npy` file, mapped into memory: read-only, or with private changes ("c").
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a complete `.npy` file of plain values; the message says why.
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)  # np.load would also open a .npz
     try:
-        return path.is_file()
-    except OSError:
-        return False
+        array: np.memmap[Any, Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # Python's parser, on a damaged header
+        raise ValueError(f"its header is damaged: {error or type(error).__name__}") from None
+    if path.stat().st_size != array.offset + array.nbytes:
+        raise ValueError(f"its size does not fit its shape {array.shape} of {array.dtype}")
+    return array
+
+
+def is_file(path: Path) -> bool:
+    """Whether `path` is a file; False, not an OSError, for a name that no file can have."""
+    return os.path.isfile(path)  # noqa: PTH113  Path.is_file raises
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder; False, not an OSError, for a name that no folder can have."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
+    """Whether `path` is a folder; False, not an OSError, for a name that no folder can have."""
+    return os.path.isdir(path)  # noqa: PTH112  Path.is_dir raises
 
 
-def why(error: OSError | OutputError) -> str:
+def reason_of(error: OSError | OutputError) -> str:
     """What the system said, without the path.
 
-    >>> why(PermissionError(13, "Permission denied", "a/b"))
+    >>> reason_of(PermissionError(13, "Permission denied", "a/b"))
     'Permission denied'
     """
     said = error.__cause__ if isinstance(error, OutputError) else error
@@ -187,160 +198,60 @@ def why(error: OSError | OutputError) -> str:
 
 
 def remove_parts(folder: Path, name: str = "*") -> None:
-    """Remove what writing `name` in `folder` left behind when it was killed; whose holder may."""
-    for left in folder.glob(f".{name}.????????{PART}"):  # as `mkstemp` names them
+    """Remove the temporary files that killed writers of `name` left in a locked `folder`."""
+    for left in folder.glob(f".{name}.????????{PART}"):
         with contextlib.suppress(OSError):
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
-@contextlib.contextmanager
-def holding(folder: Path) -> Iterator[bool]:
-    """Hold `folder` while the block runs; gives False where another holder has it.
+def lock_folder(folder: Path) -> contextlib.AbstractContextManager[bool]:
+    """Lock `folder` by a file `.lock` in it while the block runs; False if it is locked already.
 
-    It leaves no file behind, and the system frees what a process held when it ends, however it
-    ends. Windows, and file systems that know no locks, keep nobody out: True is given there.
-    """
-    if sys.platform == "win32":  # no lock on a folder
-        yield True
-        return
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:  # removed by its last holder
-        yield False
-        return
-    with _closing(handle):
-        yield _lock(handle, folder) == "ours"
-
-
-@contextlib.contextmanager
-def holding_output(path: Path) -> Iterator[bool]:
-    """As `holding`, for one output in a folder that has others: by a file `.NAME.lock` beside it.
-
-    The file is gone when the block ends. A killed process leaves it; that keeps nobody out.
+    A missing folder is created. When the process ends, however it ends, its locks are free.
 
     Raises:
-        OutputError: the file can't be made.
+        OutputError: the file system can't lock, or the file can't be created.
     """
-    if sys.platform == "win32":
-        yield True
-        return
-    file = path.with_name(f".{path.name}.lock")
-    while True:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise OutputError(
-                f"can't write '{path}': {error.strerror or error}; choose another place"
-            ) from error
-        with _closing(handle):
-            state = _lock(handle, file)
-            if state == "gone":
-                continue
-            try:
-                yield state == "ours"
-            finally:
-                if state == "ours":  # while it is locked: whoever has it open finds that it is gone
-                    file.unlink(missing_ok=True)
-            return
+    return _lock(folder / ".lock", folder)
 
 
-def _lock(handle: int, path: Path) -> Literal["ours", "taken", "gone"]:
-    """Lock what was opened at `path`; gone: its last holder removed it meanwhile."""
-    import fcntl  # not on Windows
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "taken"
-    except OSError:  # a file system without locks
-        return "ours"
-    try:
-        return "ours" if os.path.samestat(path.stat(), os.fstat(handle)) else "gone"
-    except FileNotFoundError:
-        return "gone"
+def lock_output(path: Path) -> contextlib.AbstractContextManager[bool]:
+    """Like `lock_folder`, for one file of a folder: by a file `.NAME.lock` next to it."""
+    return _lock(path.with_name(f".{path.name}.lock"), path)
 
 
 @contextlib.contextmanager
-def _closing(handle: int) -> Iterator[None]:
-    """Close `handle` at the end, here and in processes that were forked meanwhile."""
-    _close_in_children()
-    _open.add(handle)
+def _lock(file: Path, place: Path) -> Iterator[bool]:
+    from filelock import FileLock, Timeout  # takes a tenth of a second, and few commands lock
+
+    with _reporting(place):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file, timeout=0, fallback_to_soft=False)
     try:
-        yield
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise OutputError(
+            f"can't lock '{place}': {error.strerror or error}",
+            "Without a lock, two commands could overwrite each other's files.",
+            "Write to a local disk, and copy the result.",
+        ) from error
+    try:
+        yield True
     finally:
-        if handle in _open:
-            _open.remove(handle)
-            os.close(handle)
-
-
-_open: set[int] = set()
-"""What this process may have locked."""
-
-
-@functools.cache
-def _close_in_children() -> None:
-    """From now on, a forked process (one that reads images) closes what this one has locked.
-
-    Or else it would go on holding it for the seconds that it lives on when this one is killed.
-    """
-
-    def close() -> None:
-        for handle in _open:
-            os.close(handle)
-        _open.clear()
-
-    os.register_at_fork(after_in_child=close)
+        # While it is locked: a process that has just opened this file finds that it was removed.
+        with contextlib.suppress(OSError):
+            file.unlink()
+        lock.release()
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file that anyone may have written.
+    """The value of a JSON file.
 
     Raises:
         OSError: it can't be read.
-        ValueError: as for `parse_json`, or it is not UTF-8.
+        ValueError: it is not JSON in UTF-8.
     """
-    with path.open("rb") as file:
-        return parse_json(file.read(LARGEST_JSON + 1))
-
-
-def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text from a file that anyone may have written.
-
-    Raises:
-        ValueError: it is no JSON, too large, or nested so deeply that Python gives up.
-    """
-    if len(text) > LARGEST_JSON:
-        raise ValueError(f"{len(text) / 2**20:,.0f} MiB of JSON, more than any that airnet writes")
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-SEAL = "sha256"
-"""The key of a record's own hash."""
-
-
-def sealed(record: dict[str, Any]) -> dict[str, Any]:
-    """`record` with a hash of its contents as a last key, so that a changed digit is noticed."""
-    return {**record, SEAL: _digest(record)}
-
-
-def is_sealed(record: dict[str, Any]) -> bool:
-    """Whether a record is as it was when it was `sealed`.
-
-    >>> is_sealed(sealed({"threshold": 0.61})), is_sealed({"threshold": 0.01, "sha256": "a5c1"})
-    (True, False)
-    """
-    return record.get(SEAL) == _digest({key: record[key] for key in record if key != SEAL})
-
-
-def _digest(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return json.loads(path.read_bytes())

@@ -5,8 +5,7 @@ stem:
     gallery.csv     a header and N rows: `path` (relative to this folder, with forward slashes),
                     then any columns that were known, such as person_id and camera_id
     gallery.json    what made them: the model's fingerprint, head slices, preprocessing, what was
-                    left out; and the SHA-256 of the CSV, of the matrix, and of itself. Written
-                    last: where it is, the gallery is whole
+                    left out. Written last: where it is, the gallery is whole
 
 What `airnet index` made of an older gallery of that name is removed with it (`index.py`).
 
@@ -31,15 +30,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from airnet_cli.core.arrays import map_array
 from airnet_cli.core.files import (
-    SEAL,
     is_file,
-    is_sealed,
+    map_array,
     read_json,
+    reason_of,
     replacing,
-    sealed,
-    why,
     write_json,
     write_rows,
 )
@@ -56,13 +52,6 @@ DTypeName = Literal["float32", "float16"]
 DTYPES: dict[str, npt.DTypeLike] = {"float32": np.float32, "float16": np.float16}
 
 AGAIN = "write it again with `airnet embed`"
-
-HASHED_BYTES = 256 * 2**20
-"""Up to this size the matrix is held against its hash when it is read: a fifth of a second. Of a
-larger one only the length is, as searching it takes hardly longer than hashing it."""
-
-MOST_COLUMNS = 1000
-"""Of the table: its cells are all in memory."""
 
 MUST_AGREE = (
     "fingerprint",
@@ -176,7 +165,6 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, slice]]:
         "heads": dict,
         "normalize_heads": bool,
         "flip": bool,
-        "csv_sha256": str,
     }
     # `type`, since True is an integer to isinstance.
     wrong = [key for key, kind in kinds.items() if type(record.get(key)) is not kind]
@@ -186,11 +174,6 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, slice]]:
     if heads is None:
         raise DataError(
             f"'{side}' has heads that do not fill {record['dimensions']} dimensions; {AGAIN}"
-        )
-    # Both hashes or neither: galleries of before have none.
-    if ({"npy_sha256", SEAL} & record.keys()) and not is_sealed(record):
-        raise DataError(
-            f"'{side}' was changed after it was written, so that it may be of other rows; {AGAIN}"
         )
     return record, heads
 
@@ -223,20 +206,7 @@ def _map(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.floating[Any]]
         )
     if not embeddings.flags.c_contiguous:
         raise DataError(f"gallery '{path}' is in Fortran order; save it in C order, row after row")
-    said = record.get("npy_sha256")
-    if said is not None and embeddings.nbytes <= HASHED_BYTES and _digest_of(path) != said:
-        raise DataError(
-            f"gallery '{path}' was changed or damaged after it was written: its hash is another; "
-            f"get it again from where it came, or {AGAIN}"
-        )
     return embeddings
-
-
-def _digest_of(path: Path) -> str:
-    try:
-        return file_digest(path)
-    except OSError as error:  # removed since it was mapped, for one
-        raise DataError(f"gallery '{path}' can't be read: {why(error)}; {AGAIN}") from None
 
 
 def read_table(table: Path, record: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -260,13 +230,10 @@ def read_table(table: Path, record: Mapping[str, Any]) -> dict[str, tuple[str, .
             f"'{table}' has {max(0, len(rows) - 1)}{more} rows under its header and the gallery "
             f"has {record['rows']}; {AGAIN}"
         )
-    if hashlib.sha256(content).hexdigest() != record["csv_sha256"]:
-        raise DataError(
-            f"'{table}' was changed after it was written, so that its rows may be of other images; "
-            "put columns into a table for `airnet embed TABLE.csv` instead"
-        )
+    if not content.endswith(b"\n"):  # the last cell may have lost digits
+        raise DataError(f"'{table}' is cut off, its last line has no end; {AGAIN}")
     header = rows[0]
-    is_table = header[:1] == ["path"] and len(set(header)) == len(header) <= MOST_COLUMNS
+    is_table = header[:1] == ["path"] and len(set(header)) == len(header)
     if not is_table or any(len(row) != len(header) for row in rows) or b"\0" in content:
         raise DataError(
             f"'{table}' is no table of a gallery: it must name different columns, path first, and "
@@ -393,7 +360,7 @@ class GalleryWriter:
                 self._begin()
         except (OSError, OutputError) as error:
             raise DataError(
-                f"can't write the gallery '{path}': {why(error)}; it takes "
+                f"can't write the gallery '{path}': {reason_of(error)}; it takes "
                 f"{self._bytes(self._shape[0]) / 2**20:,.0f} MiB: make room, or choose another "
                 "place with -o"
             ) from None
@@ -509,10 +476,9 @@ class GalleryWriter:
             self.sync()
             self._rows = None
             self._cut()
-            npy_sha256 = file_digest(self._part)
-            self._write_journal(npy_sha256)
+            self._write_journal(finished=True)
             with replacing(self.path.with_suffix(".csv")) as table:
-                csv_sha256 = self._write_table(table)
+                self._write_table(table)
                 # Until the new record stands there is none: never one that vouches for other files.
                 self._record.unlink(missing_ok=True)
                 for stale in index_files(self.path):
@@ -526,20 +492,18 @@ class GalleryWriter:
                 "dtype": self._dtype.name,
                 **record,
                 "skipped": self.skipped,
-                "csv_sha256": csv_sha256,
-                "npy_sha256": npy_sha256,
             }
             # As JSON has it: the record is the same when it is read.
-            complete = sealed(json.loads(json.dumps(complete)))
-            write_json(self._record, complete)
-            published(complete)
+            read: dict[str, Any] = json.loads(json.dumps(complete))
+            write_json(self._record, read)
+            published(read)
             self._journal.unlink()
         except (OSError, OutputError) as error:
             raise self._cant_write(error) from None
-        return complete
+        return read
 
-    def _write_journal(self, npy_sha256: str | None = None) -> None:
-        """Write how far the job is; of a matrix that is finished, its hash."""
+    def _write_journal(self, *, finished: bool = False) -> None:
+        """Write how far the job is, and whether the matrix is finished."""
         state = self._state
         journal = {
             "job": self._job,
@@ -547,13 +511,13 @@ class GalleryWriter:
             "rows": state.rows,
             "skipped": state.skipped,
             "files": state.files,
-            "npy_sha256": npy_sha256,
+            "finished": finished,
         }
         write_json(self._journal, journal)
 
     def _cant_write(self, error: OSError | OutputError) -> DataError:
         return DataError(
-            f"can't write the gallery '{self.path}': {why(error)}; "
+            f"can't write the gallery '{self.path}': {reason_of(error)}; "
             "its rows are kept: go on with --resume"
         )
 
@@ -599,9 +563,9 @@ class GalleryWriter:
                 f"of the {state.done:,} images that were embedded for '{self.path}', some were "
                 f"changed since; {again}"
             )
-        finished = journal.get("npy_sha256")  # then it was killed while it put files in place
-        is_placed = bool(finished) and not self._part.exists() and is_file(self.path)
-        if is_placed and file_digest(self.path) == finished:
+        # If the matrix was finished, the job was killed while it put files in place.
+        is_placed = journal.get("finished") and not self._part.exists() and is_file(self.path)
+        if is_placed and self.path.stat().st_size == self._bytes(state.rows):
             self._record.unlink(missing_ok=True)
             self.path.replace(self._part)
         if not self._part.exists():
@@ -637,8 +601,8 @@ class GalleryWriter:
             file.truncate(self._bytes(self.rows))
             os.fsync(file.fileno())
 
-    def _write_table(self, table: Path) -> str:
-        """Write the CSV of the images that have a row; its SHA-256."""
+    def _write_table(self, table: Path) -> None:
+        """Write the CSV of the images that have a row."""
         skipped = {image["path"] for image in self.skipped}
         listing = self._listing
         with table.open("w", encoding="utf-8", newline="") as file:
@@ -651,7 +615,6 @@ class GalleryWriter:
                     if row[0] not in skipped
                 ),
             )
-        return file_digest(table)
 
 
 @dataclass(frozen=True)
@@ -663,12 +626,6 @@ class _State:
     skipped: tuple[dict[str, str], ...] = ()
     files: str = ""
     """Digest of sizes and times of the images that are done."""
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reserve(file: int, size: int) -> None:

@@ -5,7 +5,7 @@ int8, with the answers of the exact search (`retrieval/quantized.py`):
     gallery.i8.npy         (N, D) int8, C order, plain NumPy
     gallery.i8.scales.npy  (N, 1 + 2H) float32: each row's scale; the length of each head's part;
                            and the length of what int8 leaves of it, rounded up
-    gallery.i8.json        which gallery it is of, by the hash of its matrix; hashes of the two
+    gallery.i8.json        which gallery it is of, by the hash of its matrix
 
 hnsw, approximate (`hnsw.py`): `gallery.hnsw.usearch` and `gallery.hnsw.json`.
 
@@ -14,6 +14,7 @@ another gallery, or broken, is an error, never used and never left out silently.
 """
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,17 +23,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from airnet_cli.core.arrays import map_array
 from airnet_cli.core.files import (
     is_file,
-    is_sealed,
+    map_array,
     read_json,
     remove_parts,
     replacing,
-    sealed,
     write_json,
 )
-from airnet_cli.core.gallery import HASHED_BYTES, Gallery, file_digest, index_files
+from airnet_cli.core.gallery import Gallery, index_files
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.retrieval.directions import check_directions
 from airnet_cli.core.retrieval.quantized import QuantizedRows, quantize
@@ -65,18 +64,18 @@ def make_int8_index(gallery: Gallery, *, progress: Progress = silent) -> dict[st
     rows, width = gallery.embeddings.shape
     record_file, values_file, sizes_file = index_files(path)[:3]
     record_file.unlink(missing_ok=True)
-    with replacing(values_file) as values, replacing(sizes_file) as sizes:
-        with (
-            _written(values, (rows, width), np.int8) as into_values,
-            _written(sizes, (rows, 1 + 2 * len(parts)), np.float32) as into_sizes,
-        ):
-            for begin, piece in pieces(gallery, progress):
-                integers, measured = quantize(piece, parts)
-                into_values.write(integers.tobytes())
-                into_sizes.write(measured.tobytes())
-                progress("indexing", begin + len(piece), rows, "rows")
-        hashes = {"values_sha256": file_digest(values), "scales_sha256": file_digest(sizes)}
-    return write_record(gallery, "int8", {"heads": gallery.record["heads"], **hashes})
+    with (
+        replacing(values_file) as values,
+        replacing(sizes_file) as sizes,
+        _written(values, (rows, width), np.int8) as into_values,
+        _written(sizes, (rows, 1 + 2 * len(parts)), np.float32) as into_sizes,
+    ):
+        for begin, piece in pieces(gallery, progress):
+            integers, measured = quantize(piece, parts)
+            into_values.write(integers.tobytes())
+            into_sizes.write(measured.tobytes())
+            progress("indexing", begin + len(piece), rows, "rows")
+    return write_record(gallery, "int8", {"heads": gallery.record["heads"]})
 
 
 def read_int8_index(gallery: Gallery) -> QuantizedRows:
@@ -91,13 +90,12 @@ def read_int8_index(gallery: Gallery) -> QuantizedRows:
     rows, width = gallery.embeddings.shape
     if record.get("heads") != gallery.record["heads"]:
         raise DataError(f"index '{values_file}' has other heads than the gallery; {again(path)}")
-    values = _map(path, values_file, (rows, width), np.int8, record.get("values_sha256"))
+    values = _map(path, values_file, (rows, width), np.int8)
     sizes = _map(
         path,
         sizes_file,
         (rows, 1 + 2 * len(gallery.heads)),
         np.float32,
-        record.get("scales_sha256"),
     )
     if not _are_sizes(sizes, len(gallery.heads)):
         raise DataError(
@@ -119,17 +117,8 @@ def _are_sizes(sizes: npt.NDArray[np.float32], heads: int) -> bool:
 
 
 def check_indexable(gallery: Gallery) -> Path:
-    """The .npy file of a gallery that an index can be tied to.
-
-    Raises:
-        DataError: its record has no hash of its matrix.
-    """
+    """The .npy file of a gallery that an index can be tied to."""
     assert isinstance(gallery.path, Path), "collections in Milvus have indexes of their own"
-    if not isinstance(gallery.record.get("npy_sha256"), str):
-        raise DataError(
-            f"the record of gallery '{gallery.path}' has no npy_sha256, by which an index would "
-            "know it; write it again with `airnet embed`"
-        )
     return gallery.path
 
 
@@ -142,11 +131,6 @@ def pieces(gallery: Gallery, progress: Progress) -> Iterator[tuple[int, npt.NDAr
     path, rows = gallery.path, len(gallery.embeddings)
     assert isinstance(path, Path)
     progress("indexing", 0, rows, "rows")
-    if file_digest(path) != gallery.record["npy_sha256"]:
-        raise DataError(
-            f"gallery '{path}' was changed or damaged after it was written: its hash is another; "
-            "get it again from where it came, or write it again with `airnet embed`"
-        )
     for begin in range(0, rows, ROWS_AT_ONCE):
         piece = np.asarray(gallery.embeddings[begin : begin + ROWS_AT_ONCE], dtype=np.float32)
         exact = piece.astype(np.float64)
@@ -164,10 +148,10 @@ def write_record(gallery: Gallery, kind: IndexKind, details: Mapping[str, Any]) 
         "kind": kind,
         "rows": rows,
         "dimensions": width,
-        "npy_sha256": gallery.record["npy_sha256"],
+        "npy_sha256": file_digest(gallery.path),
         **details,
     }
-    complete = sealed(json.loads(json.dumps(record)))
+    complete: dict[str, Any] = json.loads(json.dumps(record))
     write_json(gallery.path.with_suffix(RECORDS[kind]), complete)
     return complete
 
@@ -198,15 +182,18 @@ def read_record(gallery: Gallery, kind: IndexKind) -> dict[str, Any]:
             f"'{side}' has format version {record.get('format_version')!a}, this airnet reads "
             f"{FORMAT_VERSION}; update airnet, or {again(path, kind)}"
         )
-    if not is_sealed(record):
-        raise DataError(f"'{side}' was changed after it was written; {again(path, kind)}")
-    known = gallery.record.get("npy_sha256")
-    if known is None or record.get("npy_sha256") != known:
+    if record.get("npy_sha256") != file_digest(path):
         raise DataError(
             f"index '{side}' is of another gallery than '{path}', or of an older one of that name; "
             f"{again(path, kind)}"
         )
     return record
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def again(path: Path, kind: IndexKind = "int8") -> str:
@@ -234,10 +221,8 @@ def _written(path: Path, shape: tuple[int, int], dtype: npt.DTypeLike) -> Iterat
         yield file
 
 
-def _map(
-    path: Path, file: Path, shape: tuple[int, int], dtype: npt.DTypeLike, sha256: object
-) -> npt.NDArray[Any]:
-    """Map a file of an index; a small one is held against its hash, as the gallery is."""
+def _map(path: Path, file: Path, shape: tuple[int, int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Map a file of an index."""
     try:
         array = map_array(file, mode="r")
     except (OSError, ValueError) as error:
@@ -248,6 +233,4 @@ def _map(
             f"index '{file}' holds {array.dtype} of the shape {array.shape}, not "
             f"{np.dtype(dtype)} of {shape}, row after row; {again(path)}"
         )
-    if array.nbytes <= HASHED_BYTES and file_digest(file) != sha256:
-        raise DataError(f"index '{file}' was changed or damaged; {again(path)}")
     return array

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from airnet_cli.core.data.dataset import ImageDataset, inference_loader, raise_for_bad
 from airnet_cli.core.model.airnet import AirNet
-from airnet_cli.core.processes import naming_the_dead
+from airnet_cli.core.processes import reporting_dead_workers
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import PrecisionName, autocast
 
@@ -59,7 +59,7 @@ def embed_batches(
 
     Raises:
         DataError: a process that reads images died. Whoever has workers and does much between two
-            batches uses `naming_the_dead` too: the death may be met there.
+            batches uses `reporting_dead_workers` too: the death may be met there.
     """
     loader = inference_loader(
         ImageDataset(paths, height_px=height_px, width_px=width_px),
@@ -68,7 +68,7 @@ def embed_batches(
         pin_memory=device.type == "cuda",
     )
     started = time.perf_counter()
-    with naming_the_dead("free some, or read with --workers 0"):
+    with reporting_dead_workers("free some, or read with --workers 0"):
         for batch in loader:
             read = time.perf_counter()
             embeddings = embed(batch.images) if batch.indices else torch.empty(0, 0)
@@ -161,7 +161,7 @@ def embed_images(
     )
     embeddings = torch.empty(len(paths), width)
     row = 0
-    with naming_the_dead("free some, or read with --workers 0"):
+    with reporting_dead_workers("free some, or read with --workers 0"):
         for batch in embed_batches(
             embed,
             paths,

@@ -1,10 +1,8 @@
 """Device, precision, seeds: what a process is told once, by explicit call, never on import."""
 
 import contextlib
-import ctypes
 import functools
 import random
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -72,20 +70,6 @@ def has_native_bfloat16(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def keep_freed_memory() -> None:
-    """Have this process keep the memory that it frees, for the next batch. Does nothing but on
-    Linux with glibc.
-
-    glibc gives large blocks back to the system and takes them anew, page by page, for every
-    layer's output: with the light backbone that is half of the time on a CPU (docs/log.md).
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        if mallopt is not None:
-            for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-                mallopt(parameter, 2**31 - 1)
-
-
 @contextlib.contextmanager
 def blas_in_one_thread() -> Iterator[None]:
     """NumPy's products are computed in the thread that asks for them, until the end of the block.
@@ -133,10 +117,6 @@ def _in_a_thread(function: Callable[[], None]) -> None:
     thread = threading.Thread(target=function)
     thread.start()
     thread.join()
-
-
-_M_TRIM_THRESHOLD = -1  # malloc.h
-_M_MMAP_THRESHOLD = -3
 
 
 def seed_everything(seed: int) -> None:

@@ -1,7 +1,7 @@
 """A gallery that grows and shrinks: a folder of segments, and a manifest that says which count.
 
     people/gallery.json     the manifest: the segments in order, which of their rows are deleted,
-                            and what all rows have in common; sealed, replaced in one rename
+                            and what all rows have in common; replaced in one rename
     people/NAME.npy .csv .json   a segment: an ordinary gallery (`gallery.py`), never changed
 
 Only what the manifest names is there for a reader, so every change is one rename: a reader sees
@@ -14,7 +14,7 @@ Who writes segments, in `embed` or in many processes, makes a gallery of them wi
 
 once their files are whole in that folder, with paths of images relative to it. It writes the same
 bytes for the same segments, so any number of processes may do it, at the same time too. What
-changes such a folder afterwards holds it (`changing`), as two writers would lose rows. Names of
+changes such a folder afterwards locks it (`changing`), as two writers would lose rows. Names of
 segments are never used again, so a reader can't take a new one for an old one.
 
 Letters: N rows of the gallery, n rows of a segment.
@@ -34,21 +34,16 @@ import numpy as np
 import numpy.typing as npt
 
 from airnet_cli.core.files import (
-    LARGEST_JSON,
-    SEAL,
-    holding,
     is_file,
     is_folder,
-    is_sealed,
+    lock_folder,
     read_json,
+    reason_of,
     remove_parts,
-    sealed,
-    why,
     write_json,
 )
 from airnet_cli.core.gallery import (
     DTYPES,
-    MOST_COLUMNS,
     MUST_AGREE,
     Gallery,
     GalleryWriter,
@@ -99,8 +94,6 @@ class Segment:
     """Of its files, without the suffix."""
     rows: int
     """n, those that are deleted included."""
-    seal: str
-    """The hash of its record, and so of its rows and its table."""
     deleted: Rows
     """(R, 2) first and last + 1 of each run of deleted rows, ascending."""
 
@@ -133,7 +126,7 @@ class Segment:
             str(first) if stop == first + 1 else f"{first}-{stop - 1}"
             for first, stop in self.deleted.tolist()
         )
-        return {"name": self.name, "rows": self.rows, "deleted": runs, SEAL: self.seal}
+        return {"name": self.name, "rows": self.rows, "deleted": runs}
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,8 +186,8 @@ class Manifest:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON file, sealed (docs/formats.md)."""
-        record = {
+        """The JSON file (docs/formats.md)."""
+        return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "generation": self.generation,
@@ -204,7 +197,6 @@ class Manifest:
             "segments": [segment.to_dict() for segment in self.segments],
             "dropped": list(self.dropped),
         }
-        return sealed(record)
 
 
 def open_gallery(path: Path) -> Gallery:
@@ -292,11 +284,6 @@ def read_manifest(folder: Path) -> Manifest:
             f"'{file}' has format version {str(record.get('format_version'))[:20]}, this airnet "
             f"reads {FORMAT_VERSION}; update airnet"
         )
-    if not is_sealed(record):
-        raise DataError(
-            f"'{file}' was changed or damaged after it was written; get it again from where it "
-            "came, or embed the images into another folder"
-        )
     try:
         return _parse(record)
     except ValueError as error:
@@ -326,7 +313,7 @@ def publish(folder: Path, names: Sequence[str]) -> Manifest:
         file = _file(folder, name)
         record, _ = read_record(file)
         missing = [each for each in (file, file.with_suffix(".csv")) if not is_file(each)]
-        if missing or not record.get(SEAL):
+        if missing:
             raise DataError(f"segment '{file}' is not whole; write it again with `airnet embed`")
         if segments:
             _check_alike(file, record, shared, f"segment '{names[0]}'")
@@ -347,14 +334,14 @@ def publish(folder: Path, names: Sequence[str]) -> Manifest:
 
 @contextlib.contextmanager
 def changing(folder: Path) -> Iterator[Manifest | None]:
-    """Hold `folder` while its gallery is changed; gives its manifest, None where it has none yet.
+    """Lock `folder` while its gallery is changed; gives its manifest, None where it has none yet.
 
     What killed jobs left behind is removed, but for an append that can be gone on with.
 
     Raises:
-        DataError: another process holds it, or the manifest is broken.
+        DataError: another process has locked it, or the manifest is broken.
     """
-    with holding(folder) as is_ours:
+    with lock_folder(folder) as is_ours:
         if not is_ours:
             raise DataError(
                 f"gallery '{folder}' is being written by another process; wait for it, or choose "
@@ -448,8 +435,8 @@ def compact(folder: Path, manifest: Manifest, *, progress: Progress = silent) ->
         cause = error.__context__
         if isinstance(error, DataError) and isinstance(cause, OSError | OutputError):
             raise DataError(
-                f"gallery '{folder}' can't be compacted: {why(cause)}; it is as it was: make room "
-                "for its rows, once more, and try again"
+                f"gallery '{folder}' can't be compacted: {reason_of(cause)}; it is as it was: make "
+                "room for its rows, once more, and try again"
             ) from None
         raise
     return after
@@ -521,8 +508,6 @@ def _columns(
 ) -> dict[str, tuple[str, ...]]:
     """The tables of all segments as one, with the columns of all; empty where one lacks it."""
     names = list(dict.fromkeys(["path", *(name for table in tables for name in table)]))
-    if len(names) > MOST_COLUMNS:
-        raise DataError(f"the segments of '{folder}' have {len(names):,} columns together")
     columns: dict[str, list[str]] = {name: [] for name in names}
     for segment, table in zip(manifest.segments, tables, strict=True):
         kept = segment.kept()
@@ -539,8 +524,8 @@ def _columns(
 def _check_segment(
     file: Path, segment: Segment, record: dict[str, Any], shared: dict[str, Any]
 ) -> None:
-    """Hold a segment's record against what the manifest says of it."""
-    if record.get(SEAL) != segment.seal or record["rows"] != segment.rows:
+    """Compare a segment's record with what the manifest says of it."""
+    if record["rows"] != segment.rows:
         raise DataError(
             f"segment '{file}' is another than the one that {MANIFEST} names; get the folder again "
             "from where it came, or embed the images into another one"
@@ -564,7 +549,7 @@ def _check_alike(
 
 
 def _parse(record: dict[str, Any]) -> Manifest:
-    """The manifest of a record that anyone may have sealed.
+    """The manifest of a record that anyone may have changed.
 
     Raises:
         ValueError: it makes no sense; what is wrong.
@@ -619,13 +604,13 @@ def _parse(record: dict[str, Any]) -> Manifest:
 
 
 def _parse_segment(value: Any) -> Segment:
-    kinds = {"name": str, "rows": int, "deleted": str, SEAL: str}
+    kinds = {"name": str, "rows": int, "deleted": str}
     if not isinstance(value, dict) or any(type(value.get(k)) is not t for k, t in kinds.items()):
         raise ValueError("segments")
     if not _is_name(value["name"]) or not 0 < value["rows"] <= MOST_ROWS:
         raise ValueError("segments' names and rows")
     deleted = _parse_runs(value["deleted"])
-    segment = Segment(value["name"], value["rows"], value[SEAL], deleted)
+    segment = Segment(value["name"], value["rows"], deleted)
     in_order = (deleted[:, 0] < deleted[:, 1]).all() and (deleted[1:, 0] > deleted[:-1, 1]).all()
     if not in_order or deleted[-1:, 1].max(initial=0) > segment.rows or not segment.left:
         raise ValueError("deleted rows")
@@ -652,7 +637,7 @@ def _shared(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _segment(name: str, record: dict[str, Any]) -> Segment:
-    return Segment(name, record["rows"], record[SEAL], np.empty((0, 2), np.int64))
+    return Segment(name, record["rows"], np.empty((0, 2), np.int64))
 
 
 def _write(folder: Path, manifest: Manifest) -> None:
@@ -662,11 +647,6 @@ def _write(folder: Path, manifest: Manifest) -> None:
         raise DataError(
             f"gallery '{folder}' has {MOST_SEGMENTS:,} segments; `airnet gallery compact {folder}` "
             "first"
-        )
-    if sum(len(each["deleted"]) for each in record["segments"]) > LARGEST_JSON // 2:
-        raise DataError(
-            f"gallery '{folder}' has more deleted rows than its {MANIFEST} can name; "
-            f"`airnet gallery compact {folder}` first"
         )
     write_json(folder / MANIFEST, record)
     for name in manifest.dropped:

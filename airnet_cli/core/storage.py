@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from airnet_cli.core.data.sources import IMAGE_SUFFIXES, LARGEST_LIST
-from airnet_cli.core.files import LARGEST_JSON, create, why
+from airnet_cli.core.data.sources import IMAGE_SUFFIXES
+from airnet_cli.core.files import create, reason_of
 from airnet_cli.errors import AirnetError, DataError, OutputError
 
 TRANSFERS = 16
@@ -81,18 +81,18 @@ class DiskFolder:
         except FileNotFoundError:
             return frozenset()
         except OSError as error:
-            raise DataError(f"folder '{self.path}' can't be read: {why(error)}") from None
+            raise DataError(f"folder '{self.path}' can't be read: {reason_of(error)}") from None
 
     def read(self, name: str) -> bytes | None:
         """See `Folder`."""
         try:
             with (self.path / name).open("rb") as file:
-                return file.read(LARGEST_JSON + 1)
+                return file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise DataError(
-                f"'{self.path / name}' can't be read: {why(error)}; choose another folder"
+                f"'{self.path / name}' can't be read: {reason_of(error)}; choose another folder"
             ) from None
 
     def size(self, name: str) -> int | None:
@@ -102,14 +102,14 @@ class DiskFolder:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise DataError(f"'{self.path / name}' can't be read: {why(error)}") from None
+            raise DataError(f"'{self.path / name}' can't be read: {reason_of(error)}") from None
 
     def put(self, name: str, file: Path) -> None:
         """See `Folder`; `file` is on the same disk."""
         try:
             file.replace(self.path / name)
         except OSError as error:
-            raise OutputError(f"can't write '{self.path / name}': {why(error)}") from error
+            raise OutputError(f"can't write '{self.path / name}': {reason_of(error)}") from error
 
     def create(self, name: str, content: bytes) -> bool:
         """See `Folder`."""
@@ -258,8 +258,6 @@ def _is_image(name: str) -> bool:
 def _listed(url: str) -> list[str]:
     system, place = _system_of(url)
     with _asking(url):
-        if system.info(place)["size"] > LARGEST_LIST:
-            raise DataError(f"'{url}' has more than {LARGEST_LIST / 2**30:.0f} GiB; cut it")
         content: bytes = system.cat_file(place)
     try:
         lines = [line.strip() for line in content.decode("utf-8-sig").split("\n")]

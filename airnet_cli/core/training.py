@@ -22,7 +22,7 @@ from airnet_cli.core.data.transforms import Augmentation
 from airnet_cli.core.distributed import ALONE, Team
 from airnet_cli.core.losses import HeadLoss, Loss, compute_loss
 from airnet_cli.core.model.airnet import AirNet, HeadOutput
-from airnet_cli.core.processes import naming_the_dead
+from airnet_cli.core.processes import reporting_dead_workers
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import PrecisionName, autocast
 from airnet_cli.errors import TrainingError
@@ -147,7 +147,7 @@ class Trainer:
                 epoch is given. Or another process of the team ended.
         """
         for epoch in range(first_epoch, epochs):
-            with naming_the_dead("free some, or set training.workers to 0"):
+            with reporting_dead_workers("free some, or set training.workers to 0"):
                 report = self._train_epoch(epoch, epochs, progress)
             yield report
 

@@ -18,7 +18,7 @@ from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.data.records import JUNK, Split
 from airnet_cli.core.data.sources import Sources, list_images, path_key, relative_to_folder
 from airnet_cli.core.engines import RuntimeName
-from airnet_cli.core.files import holding_output, is_file, remove_parts
+from airnet_cli.core.files import is_file, lock_output, remove_parts
 from airnet_cli.core.gallery import (
     DTypeName,
     GalleryWriter,
@@ -34,7 +34,7 @@ from airnet_cli.core.milvus import (
     gallery_place,
     make_collection,
 )
-from airnet_cli.core.processes import naming_the_dead
+from airnet_cli.core.processes import reporting_dead_workers
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import DeviceName, PrecisionName, has_native_bfloat16
 from airnet_cli.core.segments import (
@@ -408,8 +408,8 @@ def _embed_into_collection(
 
 @contextlib.contextmanager
 def _alone_with(output: Path) -> Iterator[None]:
-    """Hold the gallery while it is written: two processes would spoil each other's rows."""
-    with holding_output(output) as is_ours:
+    """Lock the gallery while it is written: two processes would spoil each other's rows."""
+    with lock_output(output) as is_ours:
         if not is_ours:
             raise DataError(
                 f"gallery '{output}' is being written by another process; wait for it, or choose "
@@ -453,7 +453,7 @@ def write_rows(
     first = writer.done
     reading = network = 0.0
     progress("embedding", first, len(sources.paths), "images")
-    with naming_the_dead("go on with --resume, and --workers 0"):
+    with reporting_dead_workers("go on with --resume, and --workers 0"):
         for batch in embedder.embed_batches(sources.paths[first:]):
             if batch.bad and on_bad_image == "error":
                 index, reason = batch.bad[0]

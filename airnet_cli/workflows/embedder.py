@@ -32,7 +32,6 @@ from airnet_cli.core.runtime import (
     DeviceName,
     PrecisionName,
     choose_device,
-    keep_freed_memory,
 )
 from airnet_cli.errors import CheckpointError, DataError, RuntimeSetupError, UsageError
 from airnet_cli.workflows.build import restore_network
@@ -135,8 +134,6 @@ class Embedder:
     ) -> "Embedder":
         """Read a run folder or a checkpoint file.
 
-        From then on this process keeps the memory that it frees (`runtime.keep_freed_memory`).
-
         Args:
             path: a run folder, or a `.safetensors` checkpoint.
             device: where to compute; `auto` takes a GPU where there is one.
@@ -157,7 +154,6 @@ class Embedder:
             UsageError: the network lacks one of `heads`; `exported` without an engine.
             RuntimeSetupError: this machine lacks `device`, or the engine.
         """
-        keep_freed_memory()
         if runtime != "torch":
             _check_engine(runtime, device, precision)
             device = "cpu"

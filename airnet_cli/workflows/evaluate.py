@@ -36,7 +36,6 @@ from airnet_cli.core.runtime import (
     DeviceName,
     PrecisionName,
     choose_device,
-    keep_freed_memory,
 )
 from airnet_cli.errors import DataError, EvaluationError, UsageError
 from airnet_cli.workflows.build import restore_network
@@ -149,7 +148,6 @@ def evaluate(
         )
     found = find_model(model, runs_root)
     on_model(found)
-    keep_freed_memory()
     checkpoint = read_checkpoint(found.checkpoint)
     network, preset = restore_network(checkpoint)
     manifest = load_prepared(data_root, data_name or preset.data.name)

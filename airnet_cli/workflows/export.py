@@ -32,9 +32,8 @@ from airnet_cli.core.exported import (
     write_onnx,
     write_openvino,
 )
-from airnet_cli.core.files import holding_output, remove_parts, replacing_together
+from airnet_cli.core.files import lock_output, remove_parts, replacing_together
 from airnet_cli.core.progress import Progress, silent
-from airnet_cli.core.runtime import keep_freed_memory
 from airnet_cli.errors import DataError, OutputError, RuntimeSetupError, UsageError
 from airnet_cli.workflows.embedder import Embedder, exported_path
 from airnet_cli.workflows.runs import Model, find_model
@@ -152,7 +151,6 @@ def export(
     check_exportable(kind)
     found = find_model(model, runs_root)
     on_model(found)
-    keep_freed_memory()
     embedder = Embedder.load(found.checkpoint, device="cpu")
     place = exported_path(found.checkpoint, kind) if output is None else output
     files = exported_files(place, kind)
@@ -316,8 +314,8 @@ def _spread(paths: Sequence[Path]) -> list[Path]:
 
 @contextlib.contextmanager
 def _alone_with(place: Path, files: Sequence[Path]) -> Iterator[None]:
-    """Hold the output while it is written, and remove what a killed export left."""
-    with holding_output(place) as is_ours:
+    """Lock the output while it is written, and remove what a killed export left."""
+    with lock_output(place) as is_ours:
         if not is_ours:
             raise DataError(
                 f"'{place}' is being written by another process; wait for it, or choose another "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airnet_cli.core.files import holding_output
+from airnet_cli.core.files import lock_output
 from airnet_cli.core.gallery import Gallery, read_gallery
 from airnet_cli.core.hnsw import make_hnsw_index
 from airnet_cli.core.index import IndexKind, make_int8_index, remove_index_parts
@@ -65,7 +65,7 @@ def make_index(gallery: Path | str, *, kind: IndexKind, progress: Progress = sil
             f"'{place}' is a folder; an index is made of a gallery in one file: give its .npy file"
         )
     opened = read_gallery(place)
-    with holding_output(place) as is_ours:
+    with lock_output(place) as is_ours:
         if not is_ours:
             raise DataError(f"gallery '{place}' is being written by another process; wait for it")
         return make_index_of(opened, kind=kind, progress=progress)

@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from airnet_cli.core.arrays import map_array
 from airnet_cli.core.checkpoint import model_fingerprint
 from airnet_cli.core.data.sources import list_images
 from airnet_cli.core.drawing import MatchState, RankedMatch, RankedRow, draw_ranked_lists
-from airnet_cli.core.files import is_file, replacing, write_rows, write_text
+from airnet_cli.core.files import is_file, map_array, replacing, write_rows, write_text
 from airnet_cli.core.gallery import Gallery, read_gallery
 from airnet_cli.core.hnsw import HnswIndex
 from airnet_cli.core.index import IndexKind, has_index, read_int8_index

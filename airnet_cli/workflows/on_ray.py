@@ -15,6 +15,7 @@ from airnet_cli.core.runtime import DeviceName
 from airnet_cli.core.shards import Plan
 from airnet_cli.errors import AirnetError, DataError, RuntimeSetupError
 from airnet_cli.workflows.embed import Seconds
+from airnet_cli.workflows.memory import keep_freed_memory
 from airnet_cli.workflows.runs import Model, find_model
 from airnet_cli.workflows.shard_worker import Computed, ShardJob, ShardWorker
 
@@ -135,6 +136,7 @@ class _Worker:
     """A process of the cluster: it prepares with the first shard, then computes one by one."""
 
     def __init__(self, job: ShardJob) -> None:
+        keep_freed_memory()  # Ray started this process for these shards alone
         self._job = job
         self._worker: ShardWorker | None = None
 

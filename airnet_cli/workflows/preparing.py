@@ -2,8 +2,8 @@
 
 `prepare` does it, with a function that reads the labels of one kind of source. Images that are
 unpacked, drawn or extracted go to a temporary folder under the data root, which takes the place of
-an earlier one only when all has been checked; the manifest is written last. Whoever prepares a
-data set holds its folder.
+an earlier one only when all has been checked; the manifest is written last. A process that
+prepares a data set locks its folder.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from airnet_cli.core.data.archive import remove_stages, staged_folder
 from airnet_cli.core.data.manifest import Manifest, SplitCounts, manifest_path, write_manifest
 from airnet_cli.core.data.records import DISTRACTOR, JUNK, SPLITS, ImageRecord, Split
 from airnet_cli.core.data.verify import raise_for_bad, verify_images
-from airnet_cli.core.files import holding, remove_parts
+from airnet_cli.core.files import lock_folder, remove_parts
 from airnet_cli.core.progress import Progress
 from airnet_cli.errors import DataError
 
@@ -131,8 +131,8 @@ def prepare(
 
 @contextlib.contextmanager
 def _alone_in(folder: Path, new: Path) -> Iterator[None]:
-    """Hold the data set's folder, rid of what a killed process left (and of the manifest `new`,
-    which never took its place); the folder is gone if it stays empty.
+    """Lock the data set's folder and remove what a killed process left there (and the manifest
+    `new`, which never took its place); remove the folder if it stays empty.
     """
     empty = [folder] if folder.parent.exists() else [folder, folder.parent]
     try:
@@ -142,22 +142,24 @@ def _alone_in(folder: Path, new: Path) -> Iterator[None]:
             f"can't write under {folder}: {error.strerror or error}; "
             "make it writable or choose another --data-root"
         ) from error
-    with holding(folder) as is_ours:
-        if not is_ours:
-            raise DataError(
-                f"data set {folder.name!r} is being prepared under {folder.parent} by another "
-                "process; wait for it, or choose another --data-root"
-            )
-        remove_stages(folder / IMAGES)
-        remove_parts(folder)
-        new.unlink(missing_ok=True)
-        try:
-            yield
-        finally:
+    try:
+        with lock_folder(folder) as is_ours:
+            if not is_ours:
+                raise DataError(
+                    f"data set {folder.name!r} is being prepared under {folder.parent} by another "
+                    "process; wait for it, or choose another --data-root"
+                )
+            remove_stages(folder / IMAGES)
+            remove_parts(folder)
             new.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not empty: there is a data set, old or new
-                for each in empty:
-                    each.rmdir()
+            try:
+                yield
+            finally:
+                new.unlink(missing_ok=True)
+    finally:
+        with contextlib.suppress(OSError):  # not empty: there is a data set, old or new
+            for each in empty:
+                each.rmdir()
 
 
 def full_or_partial(

@@ -4,6 +4,7 @@ What can't be taken into account (a run that is not finished, a file that is bro
 with the reason: it is shown, never dropped.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 from airnet_cli.config.presets import validate_preset
 from airnet_cli.config.schema import Preset
-from airnet_cli.core.files import parse_json
 from airnet_cli.errors import CheckpointError, PresetError
 from airnet_cli.workflows.runs import LOG, PRESET, SCORES
 
@@ -99,7 +99,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     """
     path = run / LOG
     try:
-        lines = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
@@ -116,7 +116,7 @@ def read_object(path: Path) -> dict[str, Any]:
         CheckpointError: it can't be read, or holds something else.
     """
     try:
-        value = parse_json(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"'{path}' can't be read: {error}") from None
     if not isinstance(value, dict):

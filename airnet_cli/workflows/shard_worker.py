@@ -20,7 +20,7 @@ import torch
 from airnet_cli.core.data.records import Split
 from airnet_cli.core.data.sources import Sources, list_images, relative_to_folder
 from airnet_cli.core.engines import RuntimeName
-from airnet_cli.core.files import holding, why
+from airnet_cli.core.files import lock_folder, reason_of
 from airnet_cli.core.gallery import DTypeName, GalleryWriter, Listing
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import DeviceName, PrecisionName, has_native_bfloat16
@@ -331,15 +331,14 @@ def _workplace(folder: Folder, name: str) -> Iterator[Path | None]:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"can't write '{folder.path}': {why(error)}; choose another place"
+            f"can't write '{folder.path}': {reason_of(error)}; choose another place"
         ) from None
-    with holding(place) as is_ours:
-        try:
+    try:
+        with lock_folder(place) as is_ours:
             yield place if is_ours else None
-        finally:
-            if is_ours:
-                with contextlib.suppress(OSError):  # something is in it that can be gone on with
-                    place.rmdir()
+    finally:
+        with contextlib.suppress(OSError):  # not empty: an unfinished shard, or locked
+            place.rmdir()
 
 
 def _is_made(place: Path, plan: Plan, number: int) -> bool:

@@ -24,7 +24,7 @@ from airnet_cli.core.checkpoint import (
 from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.distributed import ALONE, Team, joining, launched_size, leads, remembered
 from airnet_cli.core.events import event_writer
-from airnet_cli.core.files import holding, parse_json, remove_parts, write_json, write_text
+from airnet_cli.core.files import lock_folder, remove_parts, write_json, write_text
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import (
@@ -32,7 +32,6 @@ from airnet_cli.core.runtime import (
     check_precision,
     choose_device,
     has_native_bfloat16,
-    keep_freed_memory,
     seed_everything,
 )
 from airnet_cli.core.spread import Spread, spread
@@ -138,7 +137,7 @@ def train_into(
     listener: Listener,
     progress: Progress = silent,
 ) -> TrainedRun:
-    """Train `preset` in the folder `run`, which the caller holds; see `train`.
+    """Train `preset` in the folder `run`, which the caller has locked; see `train`.
 
     A run of `preset` that was stopped there goes on at the start of its first unfinished epoch.
     """
@@ -242,8 +241,8 @@ def refuse_team(option: str) -> None:
 
 @contextlib.contextmanager
 def _alone_in(run: Path) -> Iterator[Path]:
-    """Hold the run folder while it is trained: two processes would spoil each other's files."""
-    with holding(run) as is_ours:
+    """Lock the run folder while it is trained: two processes would spoil each other's files."""
+    with lock_folder(run) as is_ours:
         if not is_ours:
             raise CheckpointError(
                 f"run '{run}' is being trained by another process; wait for it, or stop it first"
@@ -294,7 +293,6 @@ def _run(
     if not team.leads:
         listener, progress = SILENT, silent
     check_precision(preset.training.precision, device)
-    keep_freed_memory()
     manifest = load_prepared(data_root, preset.data.name)
     check_scorable(manifest, camera_filter=preset.evaluation.camera_filter)
     validation = build_validation(preset, manifest)
@@ -439,7 +437,7 @@ def _record(preset: Preset, device: torch.device, team: Team) -> dict[str, Any]:
 def _read_record(run: Path) -> dict[str, Any]:
     path = run / PRESET
     try:
-        record = parse_json(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"'{run}' is no run folder: it has no {PRESET}") from None
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """Train variants x seeds as one plan: finished runs are skipped, stopped ones go on.
 
-Whoever trains in a folder holds it (`core/files.py`), so processes with the same plan share the
-work, and what a killed one held is free again. `plan.py` says which folder is whose.
+A process that trains in a folder locks it (`core/files.py`), so processes with the same plan share
+the work, and the lock of a killed one is free again. `plan.py` says which folder is whose.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from airnet_cli.config.schema import Preset
-from airnet_cli.core.files import holding
+from airnet_cli.core.files import lock_folder
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import DeviceName
 from airnet_cli.errors import CheckpointError, TrainingError
@@ -56,7 +56,7 @@ def train_variants(
             if now.state == "finished":
                 continue
             try:
-                with _holding(now.run) as is_ours:
+                with _locked(now.run) as is_ours:
                     if not is_ours:
                         taken.append((number, now))
                     elif not (now.run / SCORES).exists():
@@ -84,16 +84,15 @@ def train_variants(
 
 
 @contextlib.contextmanager
-def _holding(run: Path) -> Iterator[bool]:
-    """Hold the folder `run`, made where it is missing; one that stays empty is removed."""
+def _locked(run: Path) -> Iterator[bool]:
+    """Lock the folder `run`, creating it if it is missing; remove it if it stays empty."""
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"can't make the run folder '{run}': {error.strerror}") from None
-    with holding(run) as is_ours:
-        try:
+    try:
+        with lock_folder(run) as is_ours:
             yield is_ours
-        finally:
-            if is_ours:
-                with contextlib.suppress(OSError):  # not empty: it is a run
-                    run.rmdir()
+    finally:
+        with contextlib.suppress(OSError):  # not empty: it is a run, or locked
+            run.rmdir()

@@ -4,6 +4,7 @@ Three kinds of sheet, each wanted or not: Grad-CAM, attention, ranked lists. A s
 picture (ranked lists also JSON beside it), a part of the HTML page, or both.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from airnet_cli.core.drawing import (
     draw_saliency_sheet,
     open_picture,
 )
-from airnet_cli.core.files import parse_json, replacing, write_json
+from airnet_cli.core.files import replacing, write_json
 from airnet_cli.core.gallery import Gallery
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.report import Block, Figure, FigureRow, Section, write_report
@@ -591,7 +592,7 @@ def _write_pictures(drawn: Sequence[_Sheet], places: dict[SheetName, Path]) -> P
 def _check_ours(path: Path) -> None:
     """Refuse to write over JSON of another kind, such as a gallery's record."""
     try:
-        format_name = parse_json(path.read_text(encoding="utf-8"))["format"]
+        format_name = json.loads(path.read_text(encoding="utf-8"))["format"]
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,19 +1,22 @@
 """Writing whole or not at all."""
 
 import contextlib
+import errno
+import fcntl
+import io
 import json
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from airnet_cli.core.files import (
-    holding,
-    holding_output,
-    parse_json,
+    lock_folder,
+    lock_output,
+    map_array,
     remove_parts,
     replacing,
     replacing_together,
@@ -67,14 +70,6 @@ def test_makes_the_folder(tmp_path):
     assert (tmp_path / "runs" / "demo" / "note.txt").read_bytes() == "Grüße\n".encode()
 
 
-def test_others_may_read_it(tmp_path):
-    """The same permissions as a file that was simply written, not a temporary file's."""
-    (tmp_path / "plain").touch()
-    write_text(tmp_path / "careful", "x")
-    plain, careful = ((tmp_path / name).stat().st_mode for name in ("plain", "careful"))
-    assert stat.filemode(careful) == stat.filemode(plain)
-
-
 def test_a_place_that_can_not_be_written_is_one_line(tmp_path):
     """A file where a folder is needed, a name that is too long: which path, and what is wrong."""
     (tmp_path / "file").write_text("here before")
@@ -94,24 +89,6 @@ def test_a_name_that_is_no_utf8_is_written_readably(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"path": name}
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("[" * 100_000, "nested too deeply"),
-        ("{", "Expecting property name"),
-        ("9" * 5_000, "integer string conversion"),
-        (b"\xff\xfe\xff", "codec"),
-        (" " * (64 * 2**20 + 1), "64 MiB of JSON, more than any that airnet writes"),
-    ],
-    ids=["deep", "broken", "long-number", "no-text", "large"],
-)
-def test_json_of_strangers_fails_as_value_error(text, reason):
-    """Whatever is wrong with it, so that a reader has one thing to catch."""
-    with pytest.raises(ValueError, match=reason):
-        parse_json(text)
-    assert parse_json('{"a": [1, null]}') == {"a": [1, None]}
-
-
 def test_json_that_cant_be_written_leaves_the_old_one(tmp_path):
     """A value that is no JSON is found before anything is replaced."""
     path = tmp_path / "a.json"
@@ -123,41 +100,69 @@ def test_json_that_cant_be_written_leaves_the_old_one(tmp_path):
     assert names(tmp_path) == ["a.json"]
 
 
-def test_a_folder_has_one_holder(tmp_path):
-    """Held until the block ends, well or not; no file is left in it."""
-    with holding(tmp_path) as first:
-        with holding(tmp_path) as second:
-            assert (first, second) == (True, False)
-        with holding(tmp_path) as third:
-            assert not third, "the second one's end frees nothing that is not its own"
-    with pytest.raises(ZeroDivisionError), holding(tmp_path):
+@pytest.mark.parametrize("lock", [lock_folder, lock_output])
+def test_one_process_has_a_lock(tmp_path, lock):
+    """Until the block ends, well or not; no file is left, and another output stays free."""
+    place = tmp_path / "place"
+    place.mkdir()
+    with lock(place) as first, lock_output(tmp_path / "other") as other:
+        with lock(place) as second:
+            assert (first, second, other) == (True, False, True)
+        with lock(place) as third:
+            assert not third, "the second one's end frees only what is its own"
+    with pytest.raises(ZeroDivisionError), lock(place):
         raise ZeroDivisionError
-    with holding(tmp_path) as last:
+    with lock(place) as last:
         assert last
-    assert names(tmp_path) == []
+    assert names(tmp_path) == ["place"]
+    assert names(place) == []
 
 
-def test_what_a_killed_process_held_is_free(tmp_path):
-    """The system knows who is alive; no stale lock is left to be cleaned up."""
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    """The system knows which processes live; a file that was left locks nothing."""
     program = (
-        "import sys, time; from pathlib import Path; from airnet_cli.core.files import holding\n"
-        f"with holding(Path({str(tmp_path)!r})) as is_ours:\n"
+        "import sys, time; from pathlib import Path; from airnet_cli.core.files import *\n"
+        f"with lock_folder(Path({str(tmp_path)!r})) as is_ours:\n"
         "    print(is_ours, flush=True), time.sleep(99)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"True\n"
-        with holding(tmp_path) as is_ours:
+        with lock_folder(tmp_path) as is_ours:
             assert not is_ours
         holder.kill()
         holder.wait()
-    with holding(tmp_path) as is_ours:
+    assert names(tmp_path) == [".lock"]
+    with lock_folder(tmp_path) as is_ours:
         assert is_ours
 
 
-def test_a_folder_that_was_removed_is_not_held(tmp_path):
-    """Nor is another one of the same name taken for it."""
-    with holding(tmp_path / "gone") as is_ours:
-        assert not is_ours
+@pytest.mark.parametrize("lock", [lock_folder, lock_output])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_an_error(tmp_path, monkeypatch, lock, number):
+    """As NFS without its lock service: nobody may believe that the place is locked."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / "place").mkdir()
+    with (
+        pytest.raises(OutputError, match=r"can't lock '.*place'") as said,
+        lock(tmp_path / "place"),
+    ):
+        pass
+    assert os.strerror(number) in str(said.value)
+    assert len(str(said.value).split("\n")) == 3
+
+
+def test_other_threads_never_see_another_umask(tmp_path, monkeypatch):
+    """It belongs to the whole process: their files would be open to everybody for a moment."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail(f"umask({mask})"))
+    write_text(tmp_path / "one", "x")
+    with replacing_together((tmp_path / "two",)) as (file,):
+        file.write_text("x")
+    (tmp_path / "plain").touch()
+    assert len({(tmp_path / name).stat().st_mode for name in ("plain", "one", "two")}) == 1
 
 
 def test_a_full_disk_is_one_line(tmp_path):
@@ -168,25 +173,11 @@ def test_a_full_disk_is_one_line(tmp_path):
     assert "\n" not in str(raised.value)
 
 
-def test_an_output_has_one_holder_and_its_folder_has_room_for_others(tmp_path):
-    """By a file beside it, which is gone at the end."""
-    with holding_output(tmp_path / "a.npy") as first, holding_output(tmp_path / "b.npy") as other:
-        with holding_output(tmp_path / "a.npy") as second:
-            assert (first, other, second) == (True, True, False)
-        with holding_output(tmp_path / "a.npy") as third:
-            assert not third, "the second one's end frees nothing that is not its own"
-    assert names(tmp_path) == []
-    (tmp_path / ".a.npy.lock").touch()  # of a killed process
-    with holding_output(tmp_path / "a.npy") as is_ours:
-        assert is_ours
-    assert names(tmp_path) == []
-
-
-def test_forked_processes_hold_nothing(tmp_path):
+def test_forked_processes_lock_nothing(tmp_path):
     """Those that read images live on for seconds when their parent is killed."""
     reading, writing = os.pipe()
     began, begin = os.pipe()
-    with holding(tmp_path) as is_ours:
+    with lock_folder(tmp_path) as is_ours:
         assert is_ours
         child = os.fork()
         if not child:
@@ -195,7 +186,7 @@ def test_forked_processes_hold_nothing(tmp_path):
             os.read(reading, 1)  # until the parent closes its end
             os._exit(0)
         os.read(began, 1)
-    with holding(tmp_path) as again:
+    with lock_folder(tmp_path) as again:
         assert again, "the child has it"
     os.close(writing)
     os.waitpid(child, 0)
@@ -254,3 +245,30 @@ def test_a_folder_that_was_left_is_removed(tmp_path: Path) -> None:
     (left / "a.bin").write_text("half")
     remove_parts(tmp_path, "a.xml")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_matrix_is_mapped_or_refused(tmp_path: Path) -> None:
+    """Cut off, too long, another kind of file: an error with the reason, not other numbers."""
+    path = tmp_path / "a.npy"
+    matrix = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.save(path, matrix)
+    good = path.read_bytes()
+    assert np.array_equal(map_array(path), matrix)
+    assert map_array(path, mode="c").flags.writeable
+    np.savez(tmp_path / "b.npz", a=matrix)
+    objects = io.BytesIO()
+    np.save(objects, np.array([None]), allow_pickle=True)
+    for content in (
+        *(good[:length] for length in range(0, len(good), 5)),
+        good + b"\0",
+        good.replace(b"(3, 4)", b"(3, 3)"),
+        good.replace(b"(3, 4)", b"(3, 4 "),
+        good.replace(b"<f4", b"<f5"),
+        (tmp_path / "b.npz").read_bytes(),
+        objects.getvalue(),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"\w"):
+            map_array(path)
+    with pytest.raises(FileNotFoundError):
+        map_array(tmp_path / "none.npy")

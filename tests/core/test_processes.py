@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from airnet_cli.core.inference import embed_batches
-from airnet_cli.core.processes import naming_the_dead
+from airnet_cli.core.processes import reporting_dead_workers
 from airnet_cli.errors import DataError
 
 
@@ -31,10 +31,10 @@ from airnet_cli.errors import DataError
 )
 def test_a_death_is_one_line(error):
     """Whatever torch and Python make of it."""
-    with pytest.raises(DataError) as raised, naming_the_dead("do this"):
+    with pytest.raises(DataError) as raised, reporting_dead_workers("do this"):
         raise error
     assert str(raised.value) == (
-        "a process that works on images died, of too little memory as a rule; do this"
+        "a process that works on images died, usually because memory ran out; do this"
     )
 
 
@@ -43,7 +43,7 @@ def test_a_death_is_one_line(error):
 )
 def test_what_is_no_death_stays_what_it_is(error):
     """A bug keeps its traceback."""
-    with pytest.raises(type(error)), naming_the_dead("do this"):
+    with pytest.raises(type(error)), reporting_dead_workers("do this"):
         raise error
 
 
@@ -76,11 +76,11 @@ def test_a_killed_reader_is_one_line(tmp_path):
 PARENT = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from airnet_cli.core.processes import begin
+from airnet_cli.core.processes import start_worker
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(1, mp_context=context, initializer=begin)
+    pool = ProcessPoolExecutor(1, mp_context=context, initializer=start_worker)
     print(pool.submit(os.getpid).result(), flush=True)
     time.sleep(60)
 """

@@ -1,9 +1,7 @@
 """Device, precision and seeds: what was asked for, or an error that says what there is."""
 
 import os
-import platform
 import random
-import resource
 import subprocess
 import sys
 
@@ -117,33 +115,6 @@ def test_seed_seeds_all_three_generators():
         torch.set_rng_state(before[2])
     assert first == again
     assert all(a != b for a, b in zip(first, other, strict=True))
-
-
-COUNT_PAGE_FAULTS = """
-import resource, sys, torch
-from airnet_cli.core.runtime import keep_freed_memory
-
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-for round in range(30):
-    if round == 10:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(12 * 2**20)  # 48 MiB: more than glibc ever keeps of itself
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc alone")
-def test_freed_memory_is_used_again():
-    """With the setting, a large block is taken from the system once and not at every use."""
-
-    def page_faults(how: str) -> int:
-        command = [sys.executable, "-c", COUNT_PAGE_FAULTS, how]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-    block = 48 * 2**20 // resource.getpagesize()
-    assert page_faults("given back") > 15 * block
-    assert page_faults("kept") < block
 
 
 HOLD_BLAS = """

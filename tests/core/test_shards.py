@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from airnet_cli.core.files import sealed
 from airnet_cli.core.gallery import GalleryWriter, Listing, npy_bytes
 from airnet_cli.core.shards import (
     Plan,
@@ -111,7 +110,7 @@ def test_another_plan_is_refused(tmp_path: Path, changes: dict[str, Any], messag
         (b"[]", "is no plan of airnet"),
         (b'{"format": "airnet-gallery"}', "is no plan of airnet"),
         (b'{"format": "airnet-shards", "format_version": 2}', "format version 2"),
-        (b'{"format": "airnet-shards", "format_version": 1}', "was changed or damaged"),
+        (b'{"format": "airnet-shards", "format_version": 1}', "lacks or garbles"),
     ],
 )
 def test_a_broken_plan_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -123,9 +122,8 @@ def test_a_broken_plan_is_refused(tmp_path: Path, content: bytes, message: str) 
 
 @pytest.mark.parametrize("values", [{"shard_size": 0}, {"images": "11"}, {"settings": {}}])
 def test_a_made_up_plan_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
-    """Who makes up a plan can make up its hash."""
-    record = {key: value for key, value in PLAN.to_dict().items() if key != "sha256"}
-    (tmp_path / "shards.json").write_text(json.dumps(sealed(record | values)))
+    """One line names what is wrong."""
+    (tmp_path / "shards.json").write_text(json.dumps(PLAN.to_dict() | values))
     with pytest.raises(DataError, match="lacks or garbles"):
         settle(DiskFolder(tmp_path), PLAN)
 
@@ -152,40 +150,28 @@ def test_a_shard_is_put_there_once(tmp_path: Path) -> None:
     assert missing_shards(folder, PLAN) == [0, 1]
 
 
-def test_a_lost_race_is_fine_with_the_same_bytes_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_race_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process puts its record there between our look and our own: theirs counts."""
-    for value, is_fine in ((1.0, True), (2.0, False)):
-        folder = DiskFolder(tmp_path / f"people-{value}")
-        settle(folder, PLAN)
-        theirs, ours = (
-            make_shard(tmp_path / f"{value}-a", 0),
-            make_shard(tmp_path / f"{value}-b", 0, value=value),
-        )
-        put = DiskFolder.put
+    folder = DiskFolder(tmp_path / "people")
+    settle(folder, PLAN)
+    theirs, ours = make_shard(tmp_path / "a", 0), make_shard(tmp_path / "b", 0)
+    put = DiskFolder.put
 
-        def put_after_another(
-            self: DiskFolder, name: str, file: Path, theirs: Path = theirs, put: Any = put
-        ) -> None:
-            put(self, name, file)
-            if name.endswith(".csv"):
-                monkeypatch.setattr(DiskFolder, "put", put)
-                put_shard(self, PLAN.name(0), theirs)
+    def put_after_another(self: DiskFolder, name: str, file: Path) -> None:
+        put(self, name, file)
+        if name.endswith(".csv"):
+            monkeypatch.setattr(DiskFolder, "put", put)
+            put_shard(self, PLAN.name(0), theirs)
 
-        monkeypatch.setattr(DiskFolder, "put", put_after_another)
-        if is_fine:
-            assert not put_shard(folder, PLAN.name(0), ours)
-        else:
-            with pytest.raises(DataError, match="computed twice and came out differently"):
-                put_shard(folder, PLAN.name(0), ours)
+    monkeypatch.setattr(DiskFolder, "put", put_after_another)
+    assert not put_shard(folder, PLAN.name(0), ours)
 
 
 @pytest.mark.parametrize(
     ("suffix", "damage", "message"),
     [
         (".json", lambda content: content[:-20], "is damaged"),
-        (".json", lambda content: content.replace(b'"rows": 4', b'"rows": 5'), "is damaged"),
+        (".json", lambda content: content.replace(b'"rows": 4', b'"rows": 5'), "or cut off"),
         (".json", lambda _: b"[]", "is damaged"),
         (".npy", lambda content: content[:-1], "is missing or cut off"),
         (".npy", None, "is missing or cut off"),

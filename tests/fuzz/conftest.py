@@ -89,12 +89,6 @@ def survive() -> Callable[..., tuple[int, int]]:
 
 
 @pytest.fixture
-def is_soak() -> bool:
-    """Whether more was asked for than the usual tests have time for."""
-    return CASES > 1000
-
-
-@pytest.fixture
 def damage() -> Callable[[bytes, random.Random], bytes]:
     """A function that spoils bytes in one to four of the ways in which files are spoilt."""
 

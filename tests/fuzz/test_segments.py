@@ -1,5 +1,5 @@
-"""Folders of segments from strangers: the rows that were written, or one line; no file is removed
-but those of segments that the folder itself gives up.
+"""Damaged folders of segments: sound rows, or one line; no file is removed but those of segments
+that the folder itself gives up.
 """
 
 import json
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from airnet_cli.core.files import sealed
 from airnet_cli.core.gallery import GalleryWriter, Listing
 from airnet_cli.core.retrieval.search import search
 from airnet_cli.core.segments import (
@@ -75,18 +74,16 @@ def restore(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def test_spoilt_segments(people: Path, survive, damage) -> None:
-    """A changed byte in any file is noticed; what is read is what was written."""
+    """Rows in step with the table, or one line."""
     files = contents(people)
-    expected = read_segments(people)
-    rows = np.asarray(expected.embeddings)
 
     def attempt(chance: random.Random) -> None:
         spoilt = chance.choice([MANIFEST, MANIFEST, *files])
         (people / spoilt).write_bytes(damage(files[spoilt], chance))
         try:
             found = read_segments(people)
-            assert found.columns == expected.columns
-            assert np.array_equal(np.asarray(found.embeddings), rows)
+            rows = np.asarray(found.embeddings)
+            assert {len(cells) for cells in found.columns.values()} == {len(rows)}
         finally:
             (people / spoilt).write_bytes(files[spoilt])
 
@@ -114,19 +111,17 @@ def replaced(value: Any, chance: random.Random) -> Any:
 
 
 def test_made_up_manifests(people: Path, survive) -> None:
-    """With the right hash of whatever is in them: rows in step with the table, a search that finds
-    finite scores, and changes that leave alone what is not of the gallery; or one line.
+    """Rows in step with the table, a search that finds finite scores, and changes that leave other
+    files alone; or one line.
     """
     files = contents(people)
     good = json.loads(files[MANIFEST])
-    del good["sha256"]
 
     def attempt(chance: random.Random) -> None:
         record = good
         for _ in range(chance.choice((1, 1, 2))):
             record = replaced(record, chance)
-        is_record = isinstance(record, dict)
-        text = json.dumps(sealed(record) if is_record and chance.random() < 0.95 else record)
+        text = json.dumps(record)
         restore(people, files | {MANIFEST: text.encode()})
         try:
             found = read_segments(people)
@@ -156,21 +151,3 @@ def test_made_up_manifests(people: Path, survive) -> None:
     accepted, refused = survive("manifests of segments", attempt, cases=CASES)
     assert accepted > 5
     assert refused > CASES / 2
-
-
-def test_segments_of_others(people: Path, survive) -> None:
-    """Files that changed their names, or are of another folder: noticed."""
-    files = contents(people)
-    expected = read_segments(people)
-
-    def attempt(chance: random.Random) -> None:
-        restore(people, files)
-        one, other = chance.choices(NAMES, k=2)
-        for suffix in chance.sample((".npy", ".csv", ".json"), chance.randrange(1, 4)):
-            (people / f"{other}{suffix}").write_bytes(files[f"{one}{suffix}"])
-        assert read_segments(people).columns == expected.columns
-        assert one == other
-
-    accepted, refused = survive("segments of others", attempt, cases=60)
-    assert accepted > 5
-    assert refused > 10

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from airnet_cli.core import gallery as core
-from airnet_cli.core.files import holding, sealed
+from airnet_cli.core.files import lock_folder
 from airnet_cli.core.segments import read_manifest, read_segments
 from airnet_cli.errors import AirnetError, DataError, OutputError, UsageError
 from airnet_cli.workflows.collection import compact_gallery, count_rows, delete_rows
@@ -269,8 +269,7 @@ def test_what_can_not_be_done(
 def test_another_model_is_refused(filled: Path, untrained_run: Path) -> None:
     """The fingerprint decides, before anything is embedded."""
     record = json.loads(Path("people/gallery.json").read_text()) | {"fingerprint": "cd" * 32}
-    del record["sha256"]
-    Path("people/gallery.json").write_text(json.dumps(sealed(record)))
+    Path("people/gallery.json").write_text(json.dumps(record))
     with pytest.raises(DataError, match=r"'people' differ in model: \w+ and cdcdcdcdcdcd, so that"):
         run_embed(untrained_run, "a.csv")
 
@@ -278,7 +277,7 @@ def test_another_model_is_refused(filled: Path, untrained_run: Path) -> None:
 def test_two_writers(filled: Path, untrained_run: Path) -> None:
     """While one holds the folder, adding, deleting and compacting say so; reading does not care."""
     taken = "gallery 'people' is being written by another process; wait for it"
-    with holding(Path("people")):
+    with lock_folder(Path("people")):
         with pytest.raises(DataError, match=taken):
             run_embed(untrained_run, "a.csv")
         with pytest.raises(DataError, match=taken):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from airnet_cli.core.files import holding_output
+from airnet_cli.core.files import lock_output
 from airnet_cli.core.gallery import GalleryWriter, Listing
 from airnet_cli.core.retrieval.calibration import (
     Calibration,
@@ -610,5 +610,5 @@ def test_a_folder_and_a_collection_get_no_index(crowd: World) -> None:
 
 def test_a_gallery_that_is_being_written_gets_no_index(crowd: World) -> None:
     """Its place is held by whoever writes."""
-    with holding_output(crowd.gallery), pytest.raises(DataError, match="by another process"):
+    with lock_output(crowd.gallery), pytest.raises(DataError, match="by another process"):
         make_index(crowd.gallery, kind="int8")

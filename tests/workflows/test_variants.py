@@ -8,7 +8,7 @@ import time
 import pytest
 
 from airnet_cli.config.presets import load_preset
-from airnet_cli.core.files import holding
+from airnet_cli.core.files import lock_folder
 from airnet_cli.errors import CheckpointError, DataError, TrainingError
 from airnet_cli.workflows import variants as workflow
 from airnet_cli.workflows.plan import plan_variants
@@ -95,7 +95,7 @@ def test_a_run_in_other_hands_is_left_alone(trained, train_plan, tmp_path):
     run = next((tmp_path / "plan").glob("market1501-airnet-s1-*"))
     (run / "scores.json").unlink()
     notes = []
-    with holding(run):
+    with lock_folder(run):
         comparison = train_plan(notes)
     assert trained == []
     assert notes == [f"{run} is being trained by another process; left to it"]
@@ -136,5 +136,8 @@ def test_a_run_that_is_being_trained_is_not_resumed(write_run, tmp_path):
     """A second process would spoil the files of the first."""
     run = write_run("busy", scores=None)
     silent = Listener(started=_ignore, noted=_ignore, epoch_finished=_ignore, evaluated=_ignore)
-    with holding(run), pytest.raises(CheckpointError, match="is being trained by another process"):
+    with (
+        lock_folder(run),
+        pytest.raises(CheckpointError, match="is being trained by another process"),
+    ):
         resume(run, data_root=tmp_path, device="cpu", listener=silent)

@@ -12,7 +12,6 @@ same tree, whatever the order of the inputs or of the file system.
 import csv
 import itertools
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ LISTED = 10
 
 MOST_VISITS = 1000
 """How often links may lead to one folder."""
-LARGEST_LIST = 2**30
-"""Bytes of a list or table: some ten million images."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +119,8 @@ def _images_of(given: Path, headers: list[tuple[str, ...]]) -> Iterator[_Found]:
         raise DataError(
             f"'{given}' does not exist; give folders, images, a .txt list or a .csv table"
         )
-    elif given.suffix.lower() in (".txt", ".csv") and not _is_readable(given):
-        raise DataError(
-            f"'{given}' is a pipe or device, or has more than {LARGEST_LIST / 2**30:.0f} GiB; "
-            "write the list into a file, or several"
-        )
+    elif given.suffix.lower() in (".txt", ".csv") and not given.is_file():
+        raise DataError(f"'{given}' is a pipe or device; write the list into a file")
     elif given.suffix.lower() == ".txt":
         yield from _read_list(given)
     elif given.suffix.lower() == ".csv":
@@ -179,11 +173,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself: whoever reads it as an image finds out
         return False
-
-
-def _is_readable(file: Path) -> bool:
-    status = file.stat()
-    return stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_LIST
 
 
 def _read_list(file: Path) -> Iterator[_Found]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from airnet_cli.core.data.images import try_open_image
 from airnet_cli.core.data.problems import listed
-from airnet_cli.core.processes import begin, naming_the_dead
+from airnet_cli.core.processes import reporting_dead_workers, start_worker
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError
 
@@ -62,13 +62,13 @@ def verify_images(
     executor = ProcessPoolExecutor(
         min(workers, len(chunks)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=begin,
+        initializer=start_worker,
     )
     try:
         tasks: dict[Future[list[BadImage]], int] = {
             executor.submit(_decode_all, root, chunk): len(chunk) for chunk in chunks
         }
-        with naming_the_dead("try again with --workers 0"):
+        with reporting_dead_workers("try again with --workers 0"):
             for task in as_completed(tasks):
                 bad += task.result()
                 done += tasks[task]

@@ -12,7 +12,7 @@ Letters: Q queries, G gallery rows, D embedding size, S grid points.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from airnet_cli.core.data.records import DISTRACTOR, JUNK
-from airnet_cli.core.files import SEAL, is_sealed, read_json, sealed, write_json
+from airnet_cli.core.files import read_json, write_json
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.retrieval.distance import BLOCK_BYTES, product, squared_lengths
 from airnet_cli.errors import CheckpointError, EvaluationError
@@ -105,7 +105,7 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON shape."""
-        return sealed({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)})
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
 
 
 def calibrate(
@@ -346,10 +346,6 @@ def read_calibration(path: Path) -> Calibration | None:
         record = read_json(path)
         if record["format"] != FORMAT or record["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format {record['format']!r}, version {record['format_version']!r}")
-        # One of before has no hash, and nothing else that is unknown.
-        is_whole = is_sealed(record) if SEAL in record else record.keys() <= _KEYS
-        if not is_whole:
-            raise ValueError("it was changed after it was written: its hash is another")
         flags = {key: record[key] for key in ("camera_filter", "normalize_heads", "flip")}
         if any(type(flag) is not bool for flag in flags.values()):
             raise ValueError(f"{', '.join(flags)} must be true or false")
@@ -368,9 +364,6 @@ def read_calibration(path: Path) -> Calibration | None:
             f"calibration '{path}' can't be read ({type(error).__name__}: {error}); write it again "
             "with `airnet evaluate --calibrate`"
         ) from None
-
-
-_KEYS = {"format", "format_version", *(field.name for field in fields(Calibration))}
 
 
 def _scores(record: Mapping[str, Any]) -> ScoreCalibration:

@@ -17,8 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from airnet_cli.core.arrays import map_array
-from airnet_cli.core.files import is_folder
+from airnet_cli.core.files import is_folder, map_array
 from airnet_cli.core.segments import read_segments
 from airnet_cli.errors import DataError
 

@@ -32,12 +32,6 @@ def member(name: str, mode: int) -> zipfile.ZipInfo:
     return info
 
 
-def by_method(name: str, method: int) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.compress_type = method
-    return info
-
-
 def test_unpacks_what_is_wanted(tmp_path: Path) -> None:
     """Wanted files come out as they went in; hidden ones and a Mac's extras do not."""
     source = write(
@@ -84,15 +78,11 @@ def test_unpacks_what_is_wanted(tmp_path: Path) -> None:
             [(member("a", stat.S_IFLNK | 0o777), b"/etc")], "is a link or a device", id="link"
         ),
         pytest.param([(member("a", stat.S_IFIFO), b"")], "is a link or a device", id="pipe"),
-        pytest.param([("a", b"1"), ("./a", b"2")], "twice", id="twice"),
-        pytest.param([("a.jpg", b"1"), ("A.JPG", b"2")], "twice", id="twice-but-for-case"),
-        pytest.param([("a", b"\0" * 2**21)], "'a' grows from .* bytes to 2,097,152", id="zip-bomb"),
         pytest.param(
             [(f"a{number}", b"\0" * 2**20) for number in range(4)],
-            "it grows from .* bytes to",
-            id="many-small-bombs",
+            "it unpacks to more than 200 times its size",
+            id="zip-bomb",
         ),
-        pytest.param([(by_method("a", zipfile.ZIP_LZMA), b"1")], "by method 14", id="lzma"),
     ],
 )
 def test_refuses_unsafe(tmp_path: Path, members, why: str) -> None:
@@ -106,9 +96,7 @@ def test_refuses_unsafe(tmp_path: Path, members, why: str) -> None:
     assert files_under(tmp_path / "deep") == {}
 
 
-@pytest.mark.parametrize(
-    ("limit", "value"), [("MAX_BYTES", 5), ("MAX_MEMBERS", 1), ("MAX_LIST_BYTES", 50)]
-)
+@pytest.mark.parametrize(("limit", "value"), [("MAX_BYTES", 5), ("MAX_FILES", 1)])
 def test_refuses_absurd_sizes(tmp_path: Path, monkeypatch, limit: str, value: int) -> None:
     """Limits hold for the whole archive."""
     monkeypatch.setattr(archive, limit, value)
@@ -117,13 +105,22 @@ def test_refuses_absurd_sizes(tmp_path: Path, monkeypatch, limit: str, value: in
         extract_zip(source, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")  # of writing it
+def test_refuses_one_name_twice(tmp_path: Path) -> None:
+    """The second file would overwrite the first."""
+    source = write(tmp_path / "few.zip", [("a", b"1"), ("./a", b"2")])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=r"can't unpack .*: File exists"):
+        extract_zip(source, tmp_path / "out")
+
+
 def test_refuses_encrypted(tmp_path: Path) -> None:
     """There is no way to say a password."""
     source = write(tmp_path / "secret.zip", [("a", b"1")])
     content = bytearray(source.read_bytes())
     content[content.index(b"PK\x01\x02") + 8] |= 1
     source.write_bytes(content)
-    with pytest.raises(DataError, match="'a' is encrypted"):
+    with pytest.raises(DataError, match=r"is encrypted.*unpack it yourself"):
         extract_zip(source, tmp_path)
 
 

@@ -20,7 +20,7 @@ from random import Random
 from airnet_cli.core.data.generated.camera import CAMERAS, photograph, photograph_junk
 from airnet_cli.core.data.generated.person import population
 from airnet_cli.core.data.records import DISTRACTOR, JUNK, SPLITS, ImageRecord, Split
-from airnet_cli.core.processes import begin, naming_the_dead
+from airnet_cli.core.processes import reporting_dead_workers, start_worker
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError
 
@@ -83,10 +83,10 @@ def generate(
         else:
             # Spawned, not forked: the caller may have threads (torch), which a fork breaks.
             pool = ProcessPoolExecutor(
-                processes, mp_context=get_context("spawn"), initializer=begin
+                processes, mp_context=get_context("spawn"), initializer=start_worker
             )
             try:
-                with naming_the_dead("try again"):
+                with reporting_dead_workers("try again"):
                     for drawn in pool.map(draw, chunks):
                         done += drawn
                         progress("drawing", done, len(shots), "images")

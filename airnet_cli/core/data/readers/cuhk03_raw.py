@@ -4,12 +4,9 @@
 pairs of cameras, each a cell array of persons x 10 images (1-5 by camera 1, 6-10 by camera 2; empty
 where there is none). HDF5 lists axes in the other order, so everything is read transposed. The
 protocol, `cuhk03_new_protocol_config_{labeled,detected}.mat` (Zhong et al. 2017), is a MATLAB 5
-file. h5py and scipy, which read them, come with the extra `airnet[cuhk03]`; files made for it crash
-them, so they work in a process of their own.
+file. h5py, which reads the images, comes with the extra `airnet[cuhk03]`.
 """
 
-import importlib
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from airnet_cli.core.data.images import MAX_PIXELS
 from airnet_cli.core.data.problems import listed
 from airnet_cli.core.data.readers.cuhk03 import FOLDERS, Boxes
 from airnet_cli.core.data.records import ImageRecord, Split
-from airnet_cli.core.processes import Apart
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError
 
@@ -35,12 +30,6 @@ PROTOCOL_SOURCE = "github.com/zhunzhong07/person-re-ranking, folder evaluation/d
 _NAME = re.compile(r"([1-5])_([0-9]{3})_([12])_([0-9]{2})\.png")
 _INDICES: dict[str, Split] = {"train_idx": "train", "query_idx": "query", "gallery_idx": "gallery"}
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-
-MOST_PROTOCOL_BYTES = 16 * 2**20
-"""Of the protocol's file; those that are published have a tenth of one MiB."""
-MOST_ARRAY_BYTES = 3 * MAX_PIXELS
-"""Of an image, and of the list of a pair of cameras."""
-CELLS_AT_A_TIME = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +88,11 @@ def read_protocol(path: Path) -> list[Cell]:
     """Read who is on which image and what each is for, in the protocol's order.
 
     Raises:
-        DataError: scipy is missing; or it is no protocol (a web page, another kind of MATLAB file),
-            or one that contradicts itself.
+        DataError: it is not the protocol (a web page, another kind of MATLAB file), or it
+            contradicts itself.
     """
-    try:
-        importlib.import_module("scipy.io")
-    except ImportError as error:
-        raise _not_installed("scipy", path) from error
+    import scipy.io
+
     advice = f"get {path.name} again from {PROTOCOL_SOURCE}"
     head = _head(path)
     if head.startswith(b"MATLAB 7.3") or _HDF5 in head:
@@ -115,16 +102,6 @@ def read_protocol(path: Path) -> list[Cell]:
         )
     if not head.startswith(b"MATLAB 5.0"):
         raise DataError(f"{path} {_what_else(head)}; {advice}")
-    if (size := path.stat().st_size) > MOST_PROTOCOL_BYTES:
-        raise DataError(f"{path} has {size:,} bytes, far more than the protocol; {advice}")
-    with Apart(f"{path} is damaged (it crashes what reads it); {advice}") as helper:
-        return helper.call(load_protocol, path, advice)
-
-
-def load_protocol(path: Path, advice: str) -> list[Cell]:
-    """Read a protocol, in a process that may crash; see `read_protocol`."""
-    import scipy.io
-
     try:
         content = scipy.io.loadmat(path)
     # scipy raises nearly anything on broken bytes (ValueError, TypeError, zlib.error, ...).
@@ -150,31 +127,22 @@ def extract(
         DataError: h5py is missing; `images` is not `cuhk-03.mat`; or the disk is full.
     """
     try:
-        importlib.import_module("h5py")
+        import h5py
     except ImportError as error:
-        raise _not_installed("h5py", images) from error
+        raise DataError(
+            f"reading {images} needs h5py, which is not installed; run: pip install "
+            "'airnet[cuhk03]' (or give the image folders of the new protocol, which need nothing)"
+        ) from error
     _check_images_file(images)
     for name in FOLDERS.values():
         (folder / name).mkdir(parents=True, exist_ok=True)
     missing: list[str] = []
-    with Apart(f"{images} is damaged (it crashes what reads it); download it again") as helper:
-        for done in range(0, len(cells), CELLS_AT_A_TIME):
-            progress("extracting", done, len(cells), "images")
-            some = cells[done : done + CELLS_AT_A_TIME]
-            missing += helper.call(extract_some, images, some, folder, boxes)
-        progress("extracting", len(cells), len(cells), "images")
-    return missing
-
-
-def extract_some(images: Path, cells: Sequence[Cell], folder: Path, boxes: Boxes) -> list[str]:
-    """Write some images, in a process that may crash; see `extract`."""
-    import h5py
-
-    missing: list[str] = []
     try:
         with h5py.File(images, "r") as file:
             pairs = _pairs(images, file, boxes)
-            for cell in cells:
+            for done, cell in enumerate(cells):
+                if done % 100 == 0:
+                    progress("extracting", done, len(cells), "images")
                 pixels = _pixels(file, pairs, cell)
                 if pixels is None:
                     missing.append(cell.record.path)
@@ -188,6 +156,7 @@ def extract_some(images: Path, cells: Sequence[Cell], folder: Path, boxes: Boxes
             f"can't extract the images of {images}: {_one_line(error)}; "
             "is the disk full, or the file cut off? then download it again"
         ) from None
+    progress("extracting", len(cells), len(cells), "images")
     return missing
 
 
@@ -292,16 +261,11 @@ def _pixels(
 
 
 def _array(item: Any) -> npt.NDArray[Any]:
-    """Read what HDF5 holds at a place, unless it is large or lies in another file."""
+    """Read an HDF5 data set."""
     import h5py
 
     if not isinstance(item, h5py.Dataset) or item.shape is None:
-        raise ValueError(f"{item.name} is no array")
-    if item.external or item.is_virtual:
-        raise ValueError(f"{item.name} lies in another file")
-    values = max(math.prod(item.shape), math.prod(item.chunks or ()))
-    if values * item.dtype.itemsize > MOST_ARRAY_BYTES:
-        raise ValueError(f"{item.name} has {values:,} values, more than any image")
+        raise ValueError(f"{item.name} is not an array")
     return np.asarray(item[()])
 
 
@@ -327,13 +291,6 @@ def _what_else(head: bytes) -> str:
     if head.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith((b"<!doctype html", b"<html")):
         return "is a web page, not a MATLAB file"
     return "is not a MATLAB file" if head else "is an empty file"
-
-
-def _not_installed(package: str, path: Path) -> DataError:
-    return DataError(
-        f"reading {path} needs {package}, which is not installed; run: pip install "
-        "'airnet[cuhk03]' (or give the image folders of the new protocol, which need nothing)"
-    )
 
 
 def _one_line(error: Exception) -> str:

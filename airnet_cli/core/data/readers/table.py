@@ -17,8 +17,6 @@ from airnet_cli.errors import DataError, quoted
 COLUMNS = ("path", "person_id", "camera_id", "split")
 LISTED = 10
 """How many bad rows an error spells out."""
-MOST_ROWS = 2_000_000
-"""Of a table: they take a gigabyte of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +45,6 @@ def read(table: Path) -> tuple[TableRow, ...]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             for line, cells in _cells(table, file):
-                if len(rows) == MOST_ROWS:
-                    raise DataError(
-                        f"{table} has more than {MOST_ROWS:,} rows; make several data sets of it"
-                    )
                 record, problem = _parse(cells)
                 if record is not None:
                     earlier = lines.setdefault((record.split, record.path), line)
