@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 
 from airnet_cli.core.retrieval.metrics import RetrievalScores, evaluate_retrieval
+from airnet_cli.core.retrieval.protocol import LabelledFeatures, Labels
 from benchmarks.measure import Row, Sizes, in_turn, peak_memory_mb
 
 BLOCK_BYTES = 96 * 2**20
@@ -22,12 +22,8 @@ BLOCK_BYTES = 96 * 2**20
 class Problem:
     """Features and labels of a retrieval problem."""
 
-    query: torch.Tensor
-    gallery: torch.Tensor
-    query_people: np.ndarray
-    query_cameras: np.ndarray
-    gallery_people: np.ndarray
-    gallery_cameras: np.ndarray
+    query: LabelledFeatures
+    gallery: LabelledFeatures
 
 
 def rows(sizes: Sizes) -> Iterator[Row]:
@@ -63,36 +59,20 @@ def draw(queries: int, gallery: int, people: int, cameras: int, dimensions: int)
     random = np.random.default_rng(0)
     centres = random.standard_normal((people + 1, dimensions), dtype=np.float32)
 
-    def features(labels: np.ndarray) -> torch.Tensor:
-        values = random.standard_normal((len(labels), dimensions), dtype=np.float32)
+    def features(shown: np.ndarray) -> LabelledFeatures:
+        values = random.standard_normal((len(shown), dimensions), dtype=np.float32)
         values *= 4 / np.sqrt(2)
-        for begin in range(0, len(labels), 1024):  # never a second matrix of the whole size
-            values[begin : begin + 1024] += centres[labels[begin : begin + 1024]]
-        return torch.from_numpy(values)
+        for begin in range(0, len(shown), 1024):  # never a second matrix of the whole size
+            values[begin : begin + 1024] += centres[shown[begin : begin + 1024]]
+        return LabelledFeatures(values, Labels(shown, random.integers(1, cameras + 1, len(shown))))
 
-    query_people = np.arange(queries) % people + 1
-    gallery_people = random.integers(0, people + 1, gallery)  # 0: distractors
-    return Problem(
-        features(query_people),
-        features(gallery_people),
-        query_people,
-        random.integers(1, cameras + 1, queries),
-        gallery_people,
-        random.integers(1, cameras + 1, gallery),
-    )
+    query = features(np.arange(queries) % people + 1)
+    return Problem(query, features(random.integers(0, people + 1, gallery)))  # 0: distractors
 
 
 def score(problem: Problem) -> RetrievalScores:
     """Ours."""
-    return evaluate_retrieval(
-        query_embeddings=problem.query,
-        gallery_embeddings=problem.gallery,
-        query_person_ids=problem.query_people,
-        query_camera_ids=problem.query_cameras,
-        gallery_person_ids=problem.gallery_people,
-        gallery_camera_ids=problem.gallery_cameras,
-        metric="cosine",
-    )
+    return evaluate_retrieval(problem.query, problem.gallery, metric="cosine")
 
 
 def products(problem: Problem) -> None:
@@ -100,7 +80,7 @@ def products(problem: Problem) -> None:
 
     NumPy's, which ours are made of on a CPU.
     """
-    queries, gallery = problem.query.numpy(), problem.gallery.numpy().T
+    queries, gallery = problem.query.embeddings, problem.gallery.embeddings.T
     size = max(1, BLOCK_BYTES // (4 * gallery.shape[1]))
     block = np.empty((min(size, len(queries)), gallery.shape[1]), np.float32)
     for begin in range(0, len(queries), size):

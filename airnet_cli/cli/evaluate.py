@@ -77,12 +77,18 @@ def evaluate(
     ] = None,
     flip: Annotated[
         bool,
-        typer.Option("--flip", help="Embed each image as the mean of picture and mirror image."),
+        typer.Option("--flip", help="Embed each image as the mean of image and mirror image."),
     ] = False,
     rerank: Annotated[
         bool,
         typer.Option("--rerank", help="Rank by k-reciprocal neighbours (k1 20, k2 6, lambda 0.3)."),
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE.json", dir_okay=False, help="Write the scores here."
+        ),
+    ] = None,
     per_query: Annotated[
         Path | None,
         typer.Option(
@@ -92,13 +98,15 @@ def evaluate(
             help="Write what each query found: APs and the ranks of its right answers.",
         ),
     ] = None,
-    no_camera_filter: Annotated[
-        bool,
+    camera_filter: Annotated[
+        bool | None,
         typer.Option(
-            "--no-camera-filter",
-            help="Count images of the query's own camera too: for data with one camera only.",
+            "--camera-filter/--no-camera-filter",
+            help="Ignore images of the query's own camera, or count them; the run's own setting if "
+            "not given.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     calibrate: Annotated[
         bool,
         typer.Option(
@@ -130,13 +138,14 @@ def evaluate(
                 query=query,
                 gallery=gallery,
                 metric=metric,
-                camera_filter=not no_camera_filter,
+                camera_filter=camera_filter is not False,
                 rerank=rerank,
+                output=output,
                 per_query=per_query,
                 progress=progress,
             )
         else:
-            evaluation = workflow.evaluate(
+            options = workflow.EvaluateOptions(
                 model=model,
                 runs_root=runs_root,
                 data_name=data,
@@ -145,19 +154,21 @@ def evaluate(
                 precision=precision,
                 batch_size=batch_size,
                 workers=workers,
-                camera_filter=not no_camera_filter,
-                on_model=_say_which,
+                camera_filter=camera_filter,
                 heads=None if heads is None else [name.strip() for name in heads.split(",")],
                 flip=flip,
                 rerank=rerank,
+                calibrate=calibrate,
+                output=output,
                 per_query=per_query,
-                with_calibration=calibrate,
-                progress=progress,
             )
+            evaluation = workflow.evaluate(options, on_model=_say_which, progress=progress)
     if json:
         print_json(evaluation.to_dict())
         return
     _show(evaluation)
+    if per_query is not None:
+        note(f"single queries written to {per_query}")
 
 
 def _say_which(model: "Model") -> None:
@@ -178,7 +189,7 @@ def _show(evaluation: "Evaluation") -> None:
         parameters = "k1 {k1}, k2 {k2}, lambda {original_weight:g}".format(**protocol["rerank"])
         note(f"re-ranked by k-reciprocal neighbours ({parameters})")
     if protocol["flip"]:
-        note("each image embedded as the mean of picture and mirror image")
+        note("each image embedded as the mean of image and mirror image")
     trained_on = protocol.get("training", {}).get("data")
     if trained_on is not None and trained_on != protocol["data"]["name"]:
         note(f"across data sets: trained on {trained_on}, scored on {protocol['data']['name']}")
@@ -196,8 +207,11 @@ def _show(evaluation: "Evaluation") -> None:
     note(f"{whole.queries_counted:,} of {whole.queries_total:,} queries counted{_why_not(whole)}")
     if evaluation.scores_path is not None:
         note(f"scores written to {evaluation.scores_path}")
-    if evaluation.per_query_path is not None:
-        note(f"single queries written to {evaluation.per_query_path}")
+    elif evaluation.model is not None and evaluation.model.run is not None:
+        note(
+            "scores not written: a run keeps those on its own data by its own protocol, once it "
+            "is finished; -o FILE.json writes these"
+        )
     if evaluation.calibration is not None:
         _show_calibration(evaluation.calibration)
         note(f"calibration written to {evaluation.calibration_path}")

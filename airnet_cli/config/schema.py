@@ -164,7 +164,7 @@ class Evaluation(Section):
     split, which is optimistic. Best by mAP, of the epochs that `every` evaluates."""
     camera_filter: bool = True
     """Ignore images by the query's own camera in a run's scores; off only for data of one camera,
-    and `airnet evaluate` has --no-camera-filter."""
+    and `airnet evaluate` has --camera-filter and --no-camera-filter."""
 
 
 class Preset(Section):

@@ -17,7 +17,7 @@ from airnet_cli.core.data.manifest import Manifest
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress
 from airnet_cli.workflows.build import Validation
-from airnet_cli.workflows.evaluate import Evaluation, score_network
+from airnet_cli.workflows.evaluate import EvaluateOptions, Evaluation, score_network
 from airnet_cli.workflows.runs import CHECKPOINT, Model
 
 
@@ -125,17 +125,16 @@ class Selection:
         *,
         camera_filter: bool,
     ) -> Evaluation:
+        # In fp32, as `airnet evaluate` scores.
+        options = EvaluateOptions(workers=self.preset.training.workers, camera_filter=camera_filter)
         return score_network(
             self.network,
             self.preset,
             manifest,
+            options,
             device=self.device,
-            precision="fp32",  # the scores of a run are those of `airnet evaluate`
-            batch_size=self.preset.evaluation.batch_size,
-            workers=self.preset.training.workers,
             model=model,
             training=training,
-            camera_filter=camera_filter,
             progress=self.progress,
         )
 

@@ -27,6 +27,7 @@ from airnet_cli.core.events import event_writer
 from airnet_cli.core.files import lock_folder, remove_parts, write_json, write_text
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
+from airnet_cli.core.retrieval.protocol import check_scorable
 from airnet_cli.core.runtime import (
     DeviceName,
     check_precision,
@@ -43,7 +44,7 @@ from airnet_cli.workflows.build import (
     build_validation,
     training_identities,
 )
-from airnet_cli.workflows.evaluate import Evaluation, check_scorable
+from airnet_cli.workflows.evaluate import Evaluation
 from airnet_cli.workflows.recorded import read_log
 from airnet_cli.workflows.runs import LOG, PRESET, SCORES, STATE, new_run
 from airnet_cli.workflows.selection import Selection

@@ -25,18 +25,29 @@ def test_departures_from_the_usual_protocol_are_said(words: list[str], tmp_path:
     """The row's label has the heads; stderr says what else was done, and where it was written."""
     table = tmp_path / "queries.csv"
     options = ["--heads", "A1, I", "--flip", "--rerank", "--per-query", str(table)]
+    options += ["--no-camera-filter", "-o", str(tmp_path / "scores.json")]
     result = runner.invoke(app, [*words, *options])
     assert result.exit_code == 0, result.stderr
     labels = re.findall(r"^(head\S* .+?)  ", result.stdout, re.MULTILINE)
     assert labels == ["heads A1 + I", "head A1 alone", "head I alone"]
     for said in (
         "re-ranked by k-reciprocal neighbours (k1 20, k2 6, lambda 0.3)",
-        "each image embedded as the mean of picture and mirror image",
+        "each image embedded as the mean of image and mirror image",
         "across data sets: trained on demo, scored on tiny",
-        f"scores written to {tmp_path / 'run' / 'scores-tiny.A1+I.flip.rerank.json'}",
+        "images of the query's own camera counted too",
+        f"scores written to {tmp_path / 'scores.json'}",
         f"single queries written to {table}",
     ):
         assert said in result.stderr
+
+
+def test_scores_that_are_not_the_runs_own_are_printed(words: list[str], tmp_path: Path) -> None:
+    """stderr says that nothing was written, and which option writes them."""
+    before = {file.name for file in (tmp_path / "run").iterdir()}
+    result = runner.invoke(app, words)
+    assert "scores not written: " in result.stderr
+    assert "-o FILE.json" in result.stderr
+    assert {file.name for file in (tmp_path / "run").iterdir()} == before
 
 
 def test_json_has_the_protocol(words: list[str]) -> None:

@@ -14,7 +14,7 @@ from airnet_cli.core.gallery import index_files, read_gallery
 from airnet_cli.errors import AirnetError, CheckpointError, DataError, OutputError, UsageError
 from airnet_cli.workflows.embed import EmbeddedGallery, embed
 from airnet_cli.workflows.embedder import Embedder
-from airnet_cli.workflows.evaluate import evaluate, evaluate_features
+from airnet_cli.workflows.evaluate import EvaluateOptions, evaluate, evaluate_features
 from airnet_cli.workflows.index import make_index
 
 
@@ -221,16 +221,14 @@ def test_features_score_as_the_run_does(
             batch_size=None,
         )
     run = evaluate(
-        model=Path(checkpoint),
-        runs_root=tmp_path,
-        data_name="tiny",
-        data_root=tiny_data_root,
-        device="cpu",
-        precision="fp32",
-        batch_size=None,
-        workers=0,
-        camera_filter=True,
-        on_model=lambda _: None,
+        EvaluateOptions(
+            model=Path(checkpoint),
+            runs_root=tmp_path,
+            data_name="tiny",
+            data_root=tiny_data_root,
+            device="cpu",
+            workers=0,
+        )
     )
     features = evaluate_features(
         query=tmp_path / "query.npy",

@@ -5,40 +5,34 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from airnet_cli.core.checkpoint import model_fingerprint, read_checkpoint
+from airnet_cli.core.checkpoint import model_fingerprint, read_checkpoint, write_checkpoint
 from airnet_cli.core.data.generated import generate
 from airnet_cli.core.data.manifest import load_prepared, manifest_path, write_manifest
 from airnet_cli.core.data.records import JUNK
 from airnet_cli.core.data.transforms import read_image
 from airnet_cli.core.inference import embed_images
 from airnet_cli.core.retrieval.metrics import RetrievalScores, evaluate_retrieval
+from airnet_cli.core.retrieval.protocol import LabelledFeatures, labels_of
 from airnet_cli.core.retrieval.rerank import Reranking
 from airnet_cli.errors import DataError, UsageError
 from airnet_cli.workflows.build import restore_network
-from airnet_cli.workflows.evaluate import Evaluation, evaluate, evaluate_features
+from airnet_cli.workflows.evaluate import (
+    EvaluateOptions,
+    Evaluation,
+    evaluate,
+    evaluate_features,
+)
 
 
-def _evaluate(run: Path | None, data_root: Path, **settings: object) -> Evaluation:
-    return evaluate(
-        **{  # type: ignore[arg-type]
-            "model": run,
-            "runs_root": data_root,
-            "data_name": None,
-            "data_root": data_root,
-            "device": "cpu",
-            "precision": "fp32",
-            "batch_size": None,
-            "workers": 0,
-            "camera_filter": True,
-            "on_model": lambda _: None,
-            **settings,
-        }
-    )
+def _evaluate(run: Path | None, data_root: Path, **settings: Any) -> Evaluation:
+    given = {"model": run, "runs_root": data_root, "data_root": data_root, "device": "cpu"}
+    return evaluate(EvaluateOptions(**{**given, "workers": 0, **settings}))
 
 
 @pytest.fixture
@@ -110,33 +104,81 @@ def test_junk_is_not_embedded_and_counted_in_the_protocol(run: Path, tiny_data_r
     assert (data["junk_images"], data["gallery_images"]) == (junk, len(gallery) - junk)
 
 
-def test_without_the_camera_filter_the_record_says_so(run: Path, tiny_data_root: Path) -> None:
-    """Images of the own camera are easier answers; the protocol names the departure."""
-    strict, loose = (
-        _evaluate(run, tiny_data_root, camera_filter=camera_filter)
-        for camera_filter in (True, False)
+def test_a_run_is_scored_by_its_own_protocol(run: Path, tiny_data_root: Path) -> None:
+    """The preset's camera filter counts; scores by another one never replace scores.json."""
+    path = run / "model.safetensors"
+    checkpoint = read_checkpoint(path)
+    network, preset = restore_network(checkpoint)
+    values = preset.model_dump(mode="json")
+    values["evaluation"]["camera_filter"] = False
+    write_checkpoint(
+        path,
+        network,
+        preset=values,
+        height_px=preset.data.height_px,
+        width_px=preset.data.width_px,
+        identities=checkpoint.identities,
+        training=checkpoint.training,
     )
-    assert (strict.protocol["camera_filter"], loose.protocol["camera_filter"]) == (True, False)
-    assert loose.whole.num_matches.sum() > strict.whole.num_matches.sum()
+    own = _evaluate(run, tiny_data_root)
+    assert own.protocol["camera_filter"] is False
+    assert own.scores_path == run / "scores.json"
+    written = json.loads(own.scores_path.read_text())
+    assert written["mAP"] == own.whole.mAP
+
+    strict = _evaluate(run, tiny_data_root, camera_filter=True)
+    assert strict.protocol["camera_filter"] is True
+    assert strict.whole.num_matches.sum() < own.whole.num_matches.sum()
+    assert strict.scores_path is None
+    assert json.loads((run / "scores.json").read_text()) == written
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"heads": ["A1", "I"]}, id="heads"),
+        pytest.param({"flip": True}, id="flip"),
+        pytest.param({"rerank": True}, id="rerank"),
+        pytest.param({"precision": "bf16"}, id="precision"),
+        pytest.param({"camera_filter": False}, id="camera filter"),
+    ],
+)
+def test_another_protocol_is_written_on_request(
+    run: Path, tiny_data_root: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """scores.json stays; `-o` writes the scores, wherever that is."""
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    assert _evaluate(run, tiny_data_root, **settings).scores_path is None
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+    output = tmp_path / "new" / "scores.json"
+    found = _evaluate(run, tiny_data_root, **settings, output=output)
+    assert found.scores_path == output
+    assert json.loads(output.read_text()) == found.to_dict()
+
+
+def test_a_stopped_run_is_not_finished_by_scores(run: Path, tiny_data_root: Path) -> None:
+    """A run with scores.json counts as finished, so an unfinished one gets none."""
+    (run / "scores.json").unlink()
+    log = (run / "log.jsonl").read_text().splitlines(keepends=True)
+    (run / "log.jsonl").write_text("".join(log[:-1]))
+    assert _evaluate(run, tiny_data_root).scores_path is None
+    assert not (run / "scores.json").exists()
 
 
 @dataclass
 class Embedded:
     """Query and gallery of `tiny`, embedded by hand."""
 
-    queries: torch.Tensor
-    gallery: torch.Tensor
+    queries: LabelledFeatures
+    gallery: LabelledFeatures
     slices: dict[str, slice]
-    labels: dict[str, np.ndarray]
 
-    def score(self, columns: list[int], **settings: object) -> RetrievalScores:
-        return evaluate_retrieval(
-            query_embeddings=self.queries[:, columns],
-            gallery_embeddings=self.gallery[:, columns],
-            metric="cosine",
-            **self.labels,  # type: ignore[arg-type]
-            **settings,  # type: ignore[arg-type]
+    def score(self, columns: list[int], **settings: Any) -> RetrievalScores:
+        sides = (
+            LabelledFeatures(side.embeddings[:, columns], side.labels)
+            for side in (self.queries, self.gallery)
         )
+        return evaluate_retrieval(*sides, metric="cosine", **settings)
 
     def columns(self, *heads: str) -> list[int]:
         return [i for head in heads for i in range(*self.slices[head].indices(10**6))]
@@ -148,7 +190,6 @@ def _embed_by_hand(run: Path, data_root: Path, *, mirrored: bool) -> Embedded:
     manifest = load_prepared(data_root, "tiny")
     size = {"height_px": preset.data.height_px, "width_px": preset.data.width_px}
     parts = []
-    labels = {}
     for split in ("query", "gallery"):
         records = [each for each in manifest.split(split) if each.person_id != JUNK]
         images = torch.stack(
@@ -158,44 +199,36 @@ def _embed_by_hand(run: Path, data_root: Path, *, mirrored: bool) -> Embedded:
             vectors = network.embed(images)
             if mirrored:
                 vectors = (vectors + network.embed(images.flip(3))) / 2
-        parts.append(vectors)
-        labels[f"{split}_person_ids"] = np.array([record.person_id for record in records])
-        labels[f"{split}_camera_ids"] = np.array([record.camera_id for record in records])
-    return Embedded(*parts, network.head_slices, labels)
+        parts.append(LabelledFeatures(vectors.numpy(), labels_of(records)))
+    return Embedded(*parts, network.head_slices)
 
 
-def test_flip_is_the_mean_of_picture_and_mirror_image(
-    untrained_run: Path, tiny_data_root: Path, tmp_path: Path
+def test_flip_is_the_mean_of_image_and_mirror_image(
+    untrained_run: Path, tiny_data_root: Path
 ) -> None:
-    """Scores are those of averaged embeddings, and lie in a file of their own."""
-    run = Path(shutil.copytree(untrained_run, tmp_path / "run"))
-    usual = _evaluate(run, tiny_data_root, data_name="tiny")
-    assert usual.scores_path is not None
-    before = usual.scores_path.read_bytes()
-    found = _evaluate(run, tiny_data_root, data_name="tiny", flip=True)
-    by_hand = _embed_by_hand(run, tiny_data_root, mirrored=True)
+    """Scores are those of averaged embeddings."""
+    usual = _evaluate(untrained_run, tiny_data_root, data_name="tiny")
+    found = _evaluate(untrained_run, tiny_data_root, data_name="tiny", flip=True)
+    by_hand = _embed_by_hand(untrained_run, tiny_data_root, mirrored=True)
     everything = by_hand.columns("A1", "A2", "I")
     assert found.whole.mAP == pytest.approx(by_hand.score(everything).mAP, abs=1e-3)
     assert abs(found.whole.mAP - usual.whole.mAP) > 2e-3
     assert found.protocol["flip"] is True
-    assert found.scores_path == usual.scores_path.with_suffix(".flip.json")
-    assert usual.scores_path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
     "heads", [("A1",), ("A1", "I"), ("I", "A1")], ids=["one", "two", "in another order"]
 )
 def test_chosen_heads_are_the_whole(
-    run: Path, tiny_data_root: Path, heads: tuple[str, ...]
+    untrained_run: Path, tiny_data_root: Path, heads: tuple[str, ...]
 ) -> None:
     """Their concatenation is scored, and each of them alone."""
-    found = _evaluate(run, tiny_data_root, heads=heads)
-    by_hand = _embed_by_hand(run, tiny_data_root, mirrored=False)
+    found = _evaluate(untrained_run, tiny_data_root, data_name="tiny", heads=heads)
+    by_hand = _embed_by_hand(untrained_run, tiny_data_root, mirrored=False)
     columns = by_hand.columns(*sorted(heads))
     assert found.whole.mAP == pytest.approx(by_hand.score(columns).mAP, abs=1e-3)
     assert list(found.heads) == found.protocol["heads"] == sorted(heads)
     assert found.protocol["embedding_size"] == len(columns)
-    assert found.scores_path == run / f"scores.{'+'.join(sorted(heads))}.json"
 
 
 @pytest.mark.parametrize("heads", [["A3"], []], ids=["unknown", "none"])
@@ -207,26 +240,24 @@ def test_heads_that_are_not_there(run: Path, tiny_data_root: Path, heads: list[s
 
 def test_a_calibration_is_of_all_heads(run: Path, tiny_data_root: Path) -> None:
     """`match` reads it for the whole embedding."""
-    with pytest.raises(UsageError, match="leave the choice of heads out"):
-        _evaluate(run, tiny_data_root, heads=["A1"], with_calibration=True)
+    with pytest.raises(UsageError, match="leave --heads out"):
+        _evaluate(run, tiny_data_root, heads=["A1"], calibrate=True)
 
 
-def test_re_ranking_a_run(run: Path, tiny_data_root: Path) -> None:
+def test_re_ranking_a_run(untrained_run: Path, tiny_data_root: Path) -> None:
     """The whole and each head are re-ranked; the record has the parameters."""
-    found = _evaluate(run, tiny_data_root, rerank=True)
-    by_hand = _embed_by_hand(run, tiny_data_root, mirrored=False)
+    found = _evaluate(untrained_run, tiny_data_root, data_name="tiny", rerank=True)
+    by_hand = _embed_by_hand(untrained_run, tiny_data_root, mirrored=False)
     for name, scores in found.heads.items():
         expected = by_hand.score(by_hand.columns(name), reranking=Reranking())
         assert scores.mAP == pytest.approx(expected.mAP, abs=5e-3)
     assert found.protocol["rerank"] == {"k1": 20, "k2": 6, "original_weight": 0.3}
-    assert found.scores_path == run / "scores.rerank.json"
 
 
 def test_single_queries_as_a_table(run: Path, tiny_data_root: Path, tmp_path: Path) -> None:
     """A line per query, from which all scores can be computed again."""
     table = tmp_path / "new" / "queries.csv"
     found = _evaluate(run, tiny_data_root, per_query=table)
-    assert found.per_query_path == table
     rows = list(csv.DictReader(table.read_text().splitlines()))
     records = load_prepared(tiny_data_root, "tiny").split("query")
     assert [(row["path"], int(row["person_id"]), int(row["camera_id"])) for row in rows] == [
@@ -242,18 +273,23 @@ def test_single_queries_as_a_table(run: Path, tiny_data_root: Path, tmp_path: Pa
 
 
 def test_another_data_set(run: Path, tiny_data_root: Path, tmp_path: Path) -> None:
-    """Across data sets: scored where it was not trained, in a file that names the data set."""
+    """Across data sets: scored where it was not trained; scores.json stays."""
     usual = (run / "scores.json").read_bytes()
     images = tmp_path / "data" / "other" / "images"
     records = generate(images, seed=9, train_identities=2, test_identities=3, processes=1)
     path = manifest_path(tmp_path / "data", "other")
     write_manifest(path, name="other", root=images, records=records, split_rule="drawn for tests")
     found = _evaluate(run, tmp_path / "data", data_name="other")
-    assert found.scores_path == run / "scores-other.json"
-    assert (run / "scores.json").read_bytes() == usual
+    assert found.scores_path is None
     assert found.protocol["data"]["name"] == "other"
     assert found.protocol["training"]["data"] == "tiny"
     assert found.whole.queries_total == sum(record.split == "query" for record in records)
+
+    # Other images under the name of the run's own data set.
+    path = manifest_path(tmp_path / "data", "tiny")
+    write_manifest(path, name="tiny", root=images, records=records, split_rule="drawn for tests")
+    assert _evaluate(run, tmp_path / "data").scores_path is None
+    assert (run / "scores.json").read_bytes() == usual
 
 
 def test_the_protocol_of_the_record(run: Path, tiny_data_root: Path) -> None:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from airnet_cli.config.presets import load_preset
 from airnet_cli.core.data.manifest import SplitCounts, load_prepared
+from airnet_cli.core.retrieval.protocol import check_scorable
 from airnet_cli.errors import DataError, EvaluationError, UsageError
-from airnet_cli.workflows.evaluate import check_scorable
 from airnet_cli.workflows.prepare_data import prepare_folder
 from airnet_cli.workflows.train import Listener, train
 

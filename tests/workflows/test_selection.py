@@ -15,7 +15,7 @@ from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.errors import PresetError
 from airnet_cli.workflows import selection as selection_module
 from airnet_cli.workflows.build import build_network, build_validation, training_identities
-from airnet_cli.workflows.evaluate import evaluate
+from airnet_cli.workflows.evaluate import EvaluateOptions, evaluate
 from airnet_cli.workflows.selection import Selection
 from airnet_cli.workflows.train import Listener, resume, train
 
@@ -188,16 +188,13 @@ def test_a_run_is_chosen_on_held_out_people_and_resumed_the_same(
     data = lines[0]["validation"]["protocol"]["data"]
     assert data["split_rule"] == "2 training identities, held out with seed 1"
     again = evaluate(
-        model=run,
-        runs_root=tmp_path,
-        data_name=None,
-        data_root=scarce_data_root,
-        device="cpu",
-        precision="fp32",
-        batch_size=None,
-        workers=0,
-        camera_filter=True,
-        on_model=_ignore,
+        EvaluateOptions(
+            model=run,
+            runs_root=tmp_path,
+            data_root=scarce_data_root,
+            device="cpu",
+            workers=0,
+        )
     )
     assert again.to_dict() == scores
 

@@ -22,7 +22,7 @@ from airnet_cli.errors import (
     UsageError,
 )
 from airnet_cli.workflows.dry_run import dry_run
-from airnet_cli.workflows.evaluate import evaluate
+from airnet_cli.workflows.evaluate import EvaluateOptions, evaluate
 from airnet_cli.workflows.runs import find_model
 from airnet_cli.workflows.train import (
     Listener,
@@ -179,16 +179,13 @@ def test_average_is_saved_scored_and_resumed(
     assert not torch.equal(model[name], state[f"network.{name}"])
 
     again = evaluate(
-        model=whole.run,
-        runs_root=tmp_path,
-        data_name=None,
-        data_root=tiny_data_root,
-        device="cpu",
-        precision="fp32",
-        batch_size=None,
-        workers=0,
-        camera_filter=True,
-        on_model=_ignore,
+        EvaluateOptions(
+            model=whole.run,
+            runs_root=tmp_path,
+            data_root=tiny_data_root,
+            device="cpu",
+            workers=0,
+        )
     )
     assert again.to_dict() == whole.evaluation.to_dict()
 

@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from airnet_cli.core.data.records import DISTRACTOR, JUNK
+from airnet_cli.core.data.records import JUNK
 from airnet_cli.core.files import read_json, write_json
 from airnet_cli.core.progress import Progress, silent
-from airnet_cli.core.retrieval.distance import BLOCK_BYTES, product, squared_lengths
+from airnet_cli.core.retrieval.product import (
+    Floats,
+    Integers,
+    checked_squared_lengths,
+    nearness_blocks,
+)
+from airnet_cli.core.retrieval.protocol import LabelledFeatures, right_answers
 from airnet_cli.errors import CheckpointError, EvaluationError
 
 FORMAT = "airnet-calibration"
@@ -41,13 +44,8 @@ RATES = tuple(
 NAMED_RATES = (1e-2, 1e-3, 1e-4)
 """The rates that are shown to people."""
 
-COUNTED_AT_ONCE = 2**22
-"""Pairs: many beside the grid, whose counts are added up each time."""
-
-CONVERTED_AT_ONCE = 2**16
-"""Pairs that stay in a cache while they become grid points."""
-
-Integers = npt.NDArray[np.int64]
+COUNTED_AT_ONCE = 2**21
+"""Pairs whose grid points are in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,169 +107,78 @@ class Calibration:
 
 
 def calibrate(
+    query: LabelledFeatures,
+    gallery: LabelledFeatures,
     *,
-    query_embeddings: Tensor,
-    gallery_embeddings: Tensor,
-    query_person_ids: Integers,
-    query_camera_ids: Integers,
-    gallery_person_ids: Integers,
-    gallery_camera_ids: Integers,
-    heads: Mapping[str, slice],
     camera_filter: bool = True,
     progress: Progress = silent,
     query_block: int | None = None,
-) -> tuple[ScoreCalibration, dict[str, ScoreCalibration]]:
-    """Count the scores of all pairs and read thresholds off the counts: of the whole, of each head.
+) -> ScoreCalibration:
+    """Count the cosines of all pairs, and read thresholds off the counts.
 
     Which pairs count follows the evaluation protocol (method: "Evaluation"): junk (id -1) is left
     out; pairs of one person by one camera are left out; distractors (id 0) are other people.
 
-    Every pair is counted. The product of the whole embeddings is the sum of the heads' products, so
-    that one pass over the embeddings serves all.
-
     Args:
-        query_embeddings: (Q, D), floats.
-        gallery_embeddings: (G, D), floats, on the same device; may be memory-mapped.
-        query_person_ids: (Q,) whom each query shows; neither junk nor distractor.
-        query_camera_ids: (Q,) which camera took it.
-        gallery_person_ids: (G,) whom each gallery image shows.
-        gallery_camera_ids: (G,) which camera took it.
-        heads: the columns of each head: no column is left out or belongs to two. May be empty.
+        query: Q images, neither junk nor distractors.
+        gallery: G images.
         camera_filter: whether pairs of one person by one camera are left out; off only for data of
             one camera, where the rates are then better than they would be across cameras.
         progress: told after each block of queries.
         query_block: queries per matrix product; None picks as many as about 100 MB hold.
 
     Raises:
-        EvaluationError: there is no pair of one person, or none of two; an embedding is not finite,
-            or a head's part of it has no direction.
+        EvaluationError: there is no pair of one person, or none of two.
+        DataError: an embedding is not finite, or has no direction.
     """
-    rows = np.flatnonzero(gallery_person_ids != JUNK)
-    if not len(rows) or not len(query_person_ids):
-        raise EvaluationError("there is no pair to calibrate on; queries and gallery are needed")
-    same_person = _SamePerson(
-        gallery_person_ids[rows], gallery_camera_ids[rows] if camera_filter else None
+    answers = right_answers(query.labels, gallery.labels, camera_filter=camera_filter)
+    rows = np.arange(len(query.labels))
+    lengths = np.sqrt(
+        checked_squared_lengths(query.embeddings, rows, metric="cosine", name="query")
     )
-    parts = list(heads.values()) or [slice(None)]
-    whole, alone = _Counts(), [_Counts() for _ in heads]
-    squared = [
-        [
-            squared_lengths(embeddings[:, part], rows=of, metric="cosine", name=name)
-            for part in parts
-        ]
-        for name, embeddings, of in (
-            ("query", query_embeddings, np.arange(len(query_embeddings))),
-            ("gallery", gallery_embeddings, rows),
-        )
-    ]
-    query_squared, gallery_squared = squared
-    whole_query = torch.stack(query_squared).sum(dim=0).sqrt()  # (Q,)
-    whole_gallery = torch.stack(gallery_squared).sum(dim=0).sqrt()  # (G,)
-    size = query_block or max(1, BLOCK_BYTES // (4 * len(rows)))
-    total = len(query_person_ids)
-    device = gallery_embeddings.device
-    products, cosines = torch.empty(2, min(size, total), len(rows), device=device)
-    progress("calibrating", 0, total, "queries")
-    for first in range(0, total, size):
-        block = slice(first, min(first + size, total))
-        own = same_person.of(query_person_ids[block], query_camera_ids[block])
-        summed, scores = products[: block.stop - first], cosines[: block.stop - first]  # (B, G)
-        for number, part in enumerate(parts):
-            product(
-                query_embeddings[block, part], gallery_embeddings[:, part], rows=rows, out=scores
-            )
-            if number:
-                summed += scores
-            else:
-                summed.copy_(scores)
-            if heads:
-                scores /= query_squared[number][block, None].sqrt()
-                scores /= gallery_squared[number].sqrt()
-                alone[number].add(scores.cpu().numpy(), own)
-        summed /= whole_query[block, None]
-        summed /= whole_gallery
-        whole.add(summed.cpu().numpy(), own)
-        progress("calibrating", block.stop, total, "queries")
-    return whole.read_off(), {
-        name: counts.read_off() for name, counts in zip(heads, alone, strict=True)
-    }
+    same = np.zeros(2 * STEPS + 1, np.int64)  # (S,) grid points from -1 to 1
+    different = np.zeros_like(same)
+    progress("calibrating", 0, len(rows), "queries")
+    for first, cosines in nearness_blocks(
+        query.embeddings,
+        gallery.embeddings,
+        query_rows=rows,
+        gallery_rows=np.flatnonzero(gallery.labels.person_ids != JUNK),
+        metric="cosine",
+        query_block=query_block,
+    ):
+        done = first + len(cosines)
+        cosines /= lengths[first:done, None]
+        # All pairs are counted; those of one person are few, and are taken out again.
+        different += _counts(cosines)
+        pairs = list(zip(cosines, answers[first:done], strict=True))
+        matches = _counts(np.concatenate([row[own.matches] for row, own in pairs]))
+        same += matches
+        different -= matches + _counts(np.concatenate([row[own.ignored] for row, own in pairs]))
+        progress("calibrating", done, len(rows), "queries")
+    return read_off(same, different)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pairs:
-    """The P pairs of one person in a block of queries."""
-
-    rows: Integers
-    """(P,) in the block."""
-    columns: Integers
-    """(P,) among the gallery rows that are compared."""
-    is_counted: npt.NDArray[np.bool_]
-    """(P,) whether two cameras took them, where that matters."""
+def _counts(cosines: Floats) -> Integers:
+    """How many `cosines` (of any shape) there are at each grid point, (S,)."""
+    counts = np.zeros(2 * STEPS + 1, np.int64)
+    flat = cosines.reshape(-1)
+    for begin in range(0, len(flat), COUNTED_AT_ONCE):
+        places = grid_places(flat[begin : begin + COUNTED_AT_ONCE])
+        counts += np.bincount(places, minlength=len(counts))
+    return counts
 
 
-class _SamePerson:
-    """The gallery's images of each query's person, without a table of all pairs."""
-
-    def __init__(self, person_ids: Integers, camera_ids: Integers | None) -> None:
-        self.by_person = np.argsort(person_ids, kind="stable")
-        self.person_ids = person_ids[self.by_person]
-        self.camera_ids = camera_ids
-        """None: the camera does not matter."""
-
-    def of(self, person_ids: Integers, camera_ids: Integers) -> _Pairs:
-        """The pairs of a block of queries (B,), distractors excepted: they are nobody."""
-        begin = self.person_ids.searchsorted(person_ids, side="left")
-        counts = self.person_ids.searchsorted(person_ids, side="right") - begin
-        counts[person_ids == DISTRACTOR] = 0
-        rows = np.repeat(np.arange(len(person_ids)), counts)
-        ends = counts.cumsum()
-        columns = self.by_person[np.arange(ends[-1]) + np.repeat(begin - ends + counts, counts)]
-        is_counted = np.ones(len(rows), np.bool_)
-        if self.camera_ids is not None:
-            is_counted = self.camera_ids[columns] != camera_ids[rows]
-        return _Pairs(rows, columns, is_counted)
-
-
-class _Counts:
-    """How many pairs of one person, and of two, there are at each grid point."""
-
-    def __init__(self) -> None:
-        self.same = np.zeros(2 * STEPS + 1, np.int64)  # (S,) S = grid points from -1 to 1
-        self.different = np.zeros_like(self.same)
-
-    def add(self, scores: npt.NDArray[np.float32], own: _Pairs) -> None:
-        """Count the scores (B, G) of a block of queries."""
-        places = np.empty(min(COUNTED_AT_ONCE, scores.size), np.intp)
-        flat = scores.reshape(-1)
-        for begin in range(0, len(flat), len(places)):
-            part = flat[begin : begin + len(places)]
-            for start in range(0, len(part), CONVERTED_AT_ONCE):
-                piece = slice(start, start + CONVERTED_AT_ONCE)
-                places[piece][: len(part[piece])] = grid_places(part[piece])
-            self.different += np.bincount(places[: len(part)], minlength=len(self.different))
-        # All pairs were counted: those of one person are few, and are taken out again.
-        places = grid_places(scores[own.rows, own.columns])
-        self.different -= np.bincount(places, minlength=len(self.different))
-        self.same += np.bincount(places[own.is_counted], minlength=len(self.same))
-
-    def read_off(self) -> ScoreCalibration:
-        """Thresholds and rates; see `read_off`."""
-        return read_off(self.same, self.different)
-
-
-def grid_places(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
+def grid_places(scores: Floats) -> Integers:
     """The grid point at or under each score (cosines, -1 to 1), counted from -1.
 
     >>> grid_places(np.array([-1, 0, 1], dtype=np.float32)) / STEPS - 1
     array([-1.,  0.,  1.])
     """
-    # A power of two, so scaling rounds nothing; rounding errors beyond 1 belong to 1. Whole numbers
-    # up to 2 * STEPS are exact in float32.
-    steps = scores * np.float32(STEPS)
-    np.floor(steps, out=steps)
-    np.clip(steps, -STEPS, STEPS, out=steps)
-    steps += STEPS
-    return steps.astype(np.intp)
+    # A power of two, so scaling rounds nothing; rounding errors beyond 1 belong to 1.
+    steps = np.floor(scores * np.float32(STEPS))
+    places: Integers = np.clip(steps, -STEPS, STEPS).astype(np.int64) + STEPS
+    return places
 
 
 def read_off(same: Integers, different: Integers) -> ScoreCalibration:
@@ -346,16 +253,10 @@ def read_calibration(path: Path) -> Calibration | None:
         record = read_json(path)
         if record["format"] != FORMAT or record["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format {record['format']!r}, version {record['format_version']!r}")
-        flags = {key: record[key] for key in ("camera_filter", "normalize_heads", "flip")}
-        if any(type(flag) is not bool for flag in flags.values()):
-            raise ValueError(f"{', '.join(flags)} must be true or false")
         return Calibration(
-            fingerprint=str(record["fingerprint"]),
-            data=str(record["data"]),
-            precision=str(record["precision"]),
+            **{key: record[key] for key in _SETTINGS},
             whole=_scores(record["whole"]),
             heads={name: _scores(scores) for name, scores in record["heads"].items()},
-            **flags,
         )
     except FileNotFoundError:
         return None
@@ -366,22 +267,14 @@ def read_calibration(path: Path) -> Calibration | None:
         ) from None
 
 
+_SETTINGS = ("fingerprint", "data", "camera_filter", "precision", "normalize_heads", "flip")
+
+
 def _scores(record: Mapping[str, Any]) -> ScoreCalibration:
     points = tuple(OperatingPoint(**point) for point in record["points"])
     scores = ScoreCalibration(**{**record, "points": points})
-    pairs = (scores.same_person_pairs, scores.different_person_pairs)
-    if any(type(count) is not int or count < 1 for count in pairs):
-        raise ValueError(f"pairs {pairs}")
-    rates = [scores.equal_error_rate]
-    rates += [rate for p in points for rate in (p.far, p.false_accept_rate, p.true_accept_rate)]
-    thresholds = [scores.equal_error_threshold, *(point.threshold for point in points)]
-    if not all(_is_number(rate) and 0 <= rate <= 1 for rate in rates):
-        raise ValueError("a rate is not between 0 and 1")
-    # The highest is one step above 1, which no score reaches.
-    if not all(_is_number(each) and -1 <= each <= 1 + 1 / STEPS for each in thresholds):
-        raise ValueError("a threshold is no cosine")
+    # The highest threshold is one step above 1, which no score reaches.
+    for point in points:
+        if not -1 <= point.threshold <= 1 + 1 / STEPS:
+            raise ValueError(f"threshold {point.threshold} is not a cosine")
     return scores
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)

@@ -8,30 +8,54 @@ Letters: Q queries, G gallery rows, D embedding size, K gallery rows kept (not j
 answers of a query.
 """
 
-from collections import defaultdict
+import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
-from airnet_cli.core.data.records import DISTRACTOR, JUNK
+from airnet_cli.core.data.records import JUNK
+from airnet_cli.core.files import write_rows, write_text
 from airnet_cli.core.progress import Progress, silent
-from airnet_cli.core.retrieval.distance import Metric, nearness_blocks, squared_lengths
+from airnet_cli.core.retrieval.product import (
+    Integers,
+    Metric,
+    checked_squared_lengths,
+    nearness_blocks,
+)
+from airnet_cli.core.retrieval.protocol import (
+    LabelledFeatures,
+    Labels,
+    RightAnswers,
+    check_features,
+    right_answers,
+)
 from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_blocks
-from airnet_cli.errors import EvaluationError
 
-Integers = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+Scores = npt.NDArray[np.float64]
 Nearness = npt.NDArray[np.floating[Any]]
 
 CMC_RANKS = (1, 5, 10, 20)
 """The ranks at which papers report CMC."""
 
-SORTED_PER_MATCH = 300
-"""Values that are sorted in the time of one pass for a right answer (measured: 1,000 to 80,000)."""
+CURVE_RANKS = 50
+"""The recorded CMC curve goes from rank 1 to this one."""
+
+PER_QUERY_COLUMNS = (
+    "path",
+    "person_id",
+    "camera_id",
+    "AP",
+    "AP_trapezoid",
+    "INP",
+    "first_match_rank",
+    "num_matches",
+    "match_ranks",
+)
+"""Of the table of single queries (docs/formats.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +78,18 @@ class RetrievalScores:
     """Mean of `average_precision_trapezoid`: the rule of the data sets' official MATLAB code."""
     mINP: float
     """Mean of n / (rank of the last right answer), after Ye et al. 2021."""
-    cmc: Floats
+    cmc: Scores
     """(K,) the share of queries with a right answer among the first 1, 2, ... K; see `cmc_at`."""
     queries_total: int
     queries_counted: int
     queries_not_counted: QueriesNotCounted
-    average_precisions: Floats
+    average_precisions: Scores
     """(Q,) for each query; NaN where it does not count."""
-    average_precisions_trapezoid: Floats
+    average_precisions_trapezoid: Scores
     """(Q,) for each query; NaN where it does not count."""
-    inverse_negative_penalties: Floats
+    inverse_negative_penalties: Scores
     """(Q,) n / (rank of the last right answer) for each query; NaN where it does not count."""
-    first_match_ranks: Floats
+    first_match_ranks: Scores
     """(Q,) rank of each query's first right answer, from 1; NaN where it does not count."""
     num_matches: Integers
     """(Q,) n for each query; 0 where it does not count."""
@@ -78,15 +102,26 @@ class RetrievalScores:
             raise ValueError(f"ranks start at 1, got {rank}")
         return float(self.cmc[min(rank, len(self.cmc)) - 1])
 
+    def to_dict(self) -> dict[str, Any]:
+        """The means, in the JSON shape (docs/formats.md)."""
+        return {
+            "mAP": self.mAP,
+            "mAP_trapezoid": self.mAP_trapezoid,
+            "mINP": self.mINP,
+            "cmc": {str(rank): self.cmc_at(rank) for rank in CMC_RANKS},
+            "cmc_curve": [self.cmc_at(rank) for rank in range(1, CURVE_RANKS + 1)],
+            "queries": {
+                "total": self.queries_total,
+                "counted": self.queries_counted,
+                "not_counted": asdict(self.queries_not_counted),
+            },
+        }
+
 
 def evaluate_retrieval(
+    query: LabelledFeatures,
+    gallery: LabelledFeatures,
     *,
-    query_embeddings: Tensor,
-    gallery_embeddings: Tensor,
-    query_person_ids: Integers,
-    query_camera_ids: Integers,
-    gallery_person_ids: Integers,
-    gallery_camera_ids: Integers,
     metric: Metric,
     camera_filter: bool = True,
     reranking: Reranking | None = None,
@@ -110,173 +145,97 @@ def evaluate_retrieval(
     not count, too); the same protocol then holds for the new distances.
 
     Args:
-        query_embeddings: (Q, D), floats; compared in float32.
-        gallery_embeddings: (G, D), floats, on the same device; may be memory-mapped.
-        query_person_ids: (Q,) whom each query shows; neither junk nor distractor.
-        query_camera_ids: (Q,) which camera took it.
-        gallery_person_ids: (G,) whom each gallery image shows.
-        gallery_camera_ids: (G,) which camera took it.
-        metric: The distance.
-        camera_filter: Whether images by the query's own camera are ignored; off only for data of
+        query: Q images, neither junk nor distractors; compared in float32.
+        gallery: G images.
+        metric: the distance.
+        camera_filter: whether images by the query's own camera are ignored; off only for data of
             one camera.
-        reranking: Rank by k-reciprocal neighbours, with these parameters; cosine only.
-        progress: Told after each block of queries.
-        query_block: Queries per matrix product; None picks as many as about 100 MB hold. For
+        reranking: rank by k-reciprocal neighbours, with these parameters; cosine only.
+        progress: told after each block of queries.
+        query_block: queries per matrix product; None picks as many as about 100 MB hold. For
             speed and memory only; re-ranking has blocks of its own.
 
     Raises:
-        EvaluationError: The sizes do not fit, a set is empty, a query is junk or a distractor,
-            embeddings are not finite (or zero under cosine), or no query has a right answer; the
-            message says why.
+        EvaluationError: the sizes do not fit, a set is empty, a query is junk or a distractor, or
+            no query has a right answer; the message says why.
+        DataError: embeddings are not finite, or zero under cosine.
     """
-    if query_block is not None and query_block < 1:
-        raise ValueError(f"query_block is at least 1, got {query_block}")
     if reranking is not None and metric != "cosine":
         raise ValueError(f"re-ranking is defined here for cosine, got {metric}")
-    _check_sizes("query", query_embeddings, query_person_ids, query_camera_ids)
-    _check_sizes("gallery", gallery_embeddings, gallery_person_ids, gallery_camera_ids)
-    _check_pair(query_embeddings, gallery_embeddings, query_person_ids)
+    check_features(query, gallery)
+    kept = np.flatnonzero(gallery.labels.person_ids != JUNK)
+    answers = right_answers(query.labels, gallery.labels, camera_filter=camera_filter)
+    counted = np.flatnonzero([len(each.matches) for each in answers])
+    rows = np.arange(len(query.labels))
+    checked_squared_lengths(query.embeddings, rows, metric=metric, name="query")
 
-    kept = np.flatnonzero(gallery_person_ids != JUNK)
-    if len(kept) == 0:
-        raise EvaluationError(
-            f"all {len(gallery_person_ids)} gallery images are junk (person id {JUNK}), "
-            "so there is nothing to rank; give the people in the gallery their own ids"
-        )
-    num_queries = len(query_person_ids)
-    check_right_answers(
-        query_person_ids=query_person_ids,
-        query_camera_ids=query_camera_ids,
-        gallery_person_ids=gallery_person_ids[kept],
-        gallery_camera_ids=gallery_camera_ids[kept],
-        camera_filter=camera_filter,
-    )
-    answers = _answers(
-        query_person_ids,
-        query_camera_ids,
-        gallery_person_ids[kept],
-        gallery_camera_ids[kept],
-        camera_filter,
-    )
-    sizes = [(len(matches), len(ignored)) for matches, ignored in answers]
-    num_matches, num_ignored = np.array(sizes, dtype=np.int64).T
-    counted = np.flatnonzero(num_matches)
-    squared_lengths(query_embeddings, rows=np.arange(num_queries), metric=metric, name="query")
-
-    per_query = np.full((4, num_queries), np.nan)
-    found: list[Integers] = [np.empty(0, np.int64)] * num_queries
+    blocks: Iterator[tuple[int, Nearness]]
     if reranking is None:
-        rows = _nearness_rows(
-            query_embeddings, gallery_embeddings, counted, kept, metric, query_block, progress
+        rows = counted
+        progress("ranking", 0, len(rows), "queries")
+        blocks = nearness_blocks(
+            query.embeddings,
+            gallery.embeddings,
+            query_rows=rows,
+            gallery_rows=kept,
+            metric=metric,
+            query_block=query_block,
         )
     else:
-        rows = _reranked_rows(query_embeddings, gallery_embeddings, kept, reranking, progress)
-    for query, nearness in rows:
-        matches, ignored = answers[query]
-        if not len(matches):
-            continue
-        nearness[ignored] = -np.inf
-        ranks = match_ranks(nearness, matches)
-        found[query] = ranks
-        per_query[:, query] = (
-            average_precision(ranks),
-            average_precision_trapezoid(ranks),
-            len(ranks) / ranks[-1],
-            ranks[0],
+        distances = k_reciprocal_blocks(
+            queries=query.embeddings.astype(np.float32, copy=False),
+            gallery=gallery.embeddings,
+            gallery_rows=kept,
+            reranking=reranking,
+            progress=progress,
         )
+        blocks = ((first, np.negative(block, out=block)) for first, block in distances)
+    found: list[Integers] = [np.empty(0, np.int64)] * len(query.labels)
+    for first, block in blocks:
+        for number, nearness in zip(rows[first:].tolist(), block, strict=False):
+            if len(answers[number].matches):
+                nearness[answers[number].ignored] = -np.inf
+                found[number] = match_ranks(nearness, answers[number].matches)
+        if reranking is None:  # which tells its own progress
+            progress("ranking", first + len(block), len(rows), "queries")
+    return _scores(found, answers, num_kept=len(kept))
 
+
+def _scores(
+    match_ranks: list[Integers], answers: list[RightAnswers], *, num_kept: int
+) -> RetrievalScores:
+    """The scores that follow from the ranks of each query's right answers among K rows."""
+    per_query = np.full((4, len(match_ranks)), np.nan)
+    for query, ranks in enumerate(match_ranks):
+        if len(ranks):
+            per_query[:, query] = (
+                average_precision(ranks),
+                average_precision_trapezoid(ranks),
+                len(ranks) / ranks[-1],
+                ranks[0],
+            )
+    num_matches = np.array([len(each.matches) for each in answers], np.int64)
+    num_ignored = np.array([len(each.ignored) for each in answers], np.int64)
+    is_counted = num_matches > 0
     precisions, trapezoids, penalties, first_ranks = per_query
-    hits = np.bincount(first_ranks[counted].astype(np.int64) - 1, minlength=len(kept))
+    hits = np.bincount(first_ranks[is_counted].astype(np.int64) - 1, minlength=num_kept)
     return RetrievalScores(
-        mAP=float(precisions[counted].mean()),
-        mAP_trapezoid=float(trapezoids[counted].mean()),
-        mINP=float(penalties[counted].mean()),
-        cmc=hits.cumsum() / len(counted),
-        queries_total=num_queries,
-        queries_counted=len(counted),
+        mAP=float(precisions[is_counted].mean()),
+        mAP_trapezoid=float(trapezoids[is_counted].mean()),
+        mINP=float(penalties[is_counted].mean()),
+        cmc=hits.cumsum() / is_counted.sum(),
+        queries_total=len(answers),
+        queries_counted=int(is_counted.sum()),
         queries_not_counted=QueriesNotCounted(
-            no_gallery_image=int(((num_matches == 0) & (num_ignored == 0)).sum()),
-            same_camera_only=int(((num_matches == 0) & (num_ignored > 0)).sum()),
+            no_gallery_image=int((~is_counted & (num_ignored == 0)).sum()),
+            same_camera_only=int((~is_counted & (num_ignored > 0)).sum()),
         ),
         average_precisions=precisions,
         average_precisions_trapezoid=trapezoids,
         inverse_negative_penalties=penalties,
         first_match_ranks=first_ranks,
         num_matches=num_matches,
-        match_ranks=tuple(found),
-    )
-
-
-def _nearness_rows(
-    queries: Tensor,
-    gallery: Tensor,
-    counted: Integers,
-    kept: Integers,
-    metric: Metric,
-    query_block: int | None,
-    progress: Progress,
-) -> Iterator[tuple[int, Nearness]]:
-    """Yield each query that counts, and how near each kept gallery row (K,) is to it."""
-    progress("ranking", 0, len(counted), "queries")
-    for first, block in nearness_blocks(
-        query_embeddings=queries,
-        gallery_embeddings=gallery,
-        query_rows=counted,
-        gallery_rows=kept,
-        metric=metric,
-        query_block=query_block,
-    ):
-        yield from zip(counted[first:].tolist(), block.cpu().numpy(), strict=False)
-        progress("ranking", first + len(block), len(counted), "queries")
-
-
-def _reranked_rows(
-    queries: Tensor, gallery: Tensor, kept: Integers, reranking: Reranking, progress: Progress
-) -> Iterator[tuple[int, Nearness]]:
-    """Yield each query, and how near each kept gallery row (K,) is to it after re-ranking."""
-    blocks = k_reciprocal_blocks(
-        queries=queries.detach().float().cpu().numpy(),
-        gallery=gallery.detach().cpu().numpy(),
-        gallery_rows=kept,
-        reranking=reranking,
-        progress=progress,
-    )
-    for first, distances in blocks:
-        np.negative(distances, out=distances)
-        yield from enumerate(distances, start=first)
-
-
-def check_right_answers(
-    *,
-    query_person_ids: Integers,
-    query_camera_ids: Integers,
-    gallery_person_ids: Integers,
-    gallery_camera_ids: Integers,
-    camera_filter: bool,
-) -> None:
-    """Raise if no query has a right answer; known from the ids, before anything is embedded.
-
-    Args:
-        query_person_ids: (Q,) whom each query shows.
-        query_camera_ids: (Q,) which camera took it.
-        gallery_person_ids: (K,) whom each gallery image shows, junk left out.
-        gallery_camera_ids: (K,) which camera took it.
-        camera_filter: Whether images by the query's own camera are ignored.
-
-    Raises:
-        EvaluationError: None has; the message says how many ids are shared, how many of those one
-            camera alone has seen, and what to do.
-    """
-    cameras: defaultdict[int, set[int]] = defaultdict(set)
-    for person, camera in zip(
-        gallery_person_ids.tolist(), gallery_camera_ids.tolist(), strict=True
-    ):
-        cameras[person].add(camera)
-    for person, camera in zip(query_person_ids.tolist(), query_camera_ids.tolist(), strict=True):
-        if cameras.get(person, set()) - ({camera} if camera_filter else set()):
-            return
-    raise EvaluationError(
-        _why_none_counts(query_person_ids, query_camera_ids, gallery_person_ids, gallery_camera_ids)
+        match_ranks=tuple(match_ranks),
     )
 
 
@@ -330,110 +289,36 @@ def match_ranks(nearness: Nearness, matches: Integers) -> Integers:
     (rows,) = (nearness >= thresholds.min()).nonzero()
     if 2 * len(rows) < len(nearness):  # the rest can't change a rank
         nearness, matches = nearness[rows], rows.searchsorted(matches)
-    if len(nearness) > SORTED_PER_MATCH * len(matches):
-        ahead = [
-            np.count_nonzero(nearness[:match] >= threshold)
-            + np.count_nonzero(nearness[match + 1 :] > threshold)
-            for match, threshold in zip(matches, thresholds, strict=True)
-        ]
-        return np.sort(np.array(ahead, dtype=np.int64)) + 1
-    values = np.sort(nearness)
-    upper = values.searchsorted(thresholds, side="right")
-    ahead_of = len(values) - upper
-    for tied in np.flatnonzero(upper - values.searchsorted(thresholds, side="left") > 1):
-        ahead_of[tied] += np.count_nonzero(nearness[: matches[tied]] == thresholds[tied])
-    return np.sort(ahead_of) + 1
+    ahead = [
+        np.count_nonzero(nearness[:match] >= threshold)
+        + np.count_nonzero(nearness[match + 1 :] > threshold)
+        for match, threshold in zip(matches, thresholds, strict=True)
+    ]
+    return np.sort(np.array(ahead, dtype=np.int64)) + 1
 
 
-def _answers(
-    query_person_ids: Integers,
-    query_camera_ids: Integers,
-    gallery_person_ids: Integers,
-    gallery_camera_ids: Integers,
-    camera_filter: bool,
-) -> list[tuple[Integers, Integers]]:
-    """Return for each query the right answers, and the rows ignored for its camera; ascending."""
-    by_person = np.argsort(gallery_person_ids, kind="stable")
-    person_ids, camera_ids = gallery_person_ids[by_person], gallery_camera_ids[by_person]
-    begin = person_ids.searchsorted(query_person_ids, side="left").tolist()
-    end = person_ids.searchsorted(query_person_ids, side="right").tolist()
-    answers = []
-    for first, last, camera_id in zip(begin, end, query_camera_ids, strict=True):
-        rows = by_person[first:last]
-        is_ignored = (camera_ids[first:last] == camera_id) & camera_filter
-        answers.append((rows[~is_ignored], rows[is_ignored]))
-    return answers
+def write_per_query(path: Path, *, scores: RetrievalScores, queries: Labels) -> None:
+    """Write a CSV table to `path`, replacing it: what each of Q queries found, in their order.
 
+    Cells are empty where the path is not known or the query does not count. `match_ranks` has the
+    ranks of all right answers, ascending, with spaces between them.
 
-def _check_sizes(name: str, embeddings: Tensor, person_ids: Integers, camera_ids: Integers) -> None:
-    if embeddings.ndim != 2 or 0 in embeddings.shape:
-        raise EvaluationError(
-            f"{name} embeddings have the shape {tuple(embeddings.shape)}; "
-            "they are a matrix with at least one row per image and one column"
-        )
-    if not len(embeddings) == len(person_ids) == len(camera_ids):
-        raise EvaluationError(
-            f"{name}: {len(embeddings)} embeddings, {len(person_ids)} person ids and "
-            f"{len(camera_ids)} camera ids; there must be one of each per image"
-        )
-
-
-def _check_pair(query: Tensor, gallery: Tensor, query_person_ids: Integers) -> None:
-    if query.shape[1] != gallery.shape[1]:
-        raise EvaluationError(
-            f"query embeddings have {query.shape[1]} columns and gallery embeddings "
-            f"{gallery.shape[1]}; compute both with the same model"
-        )
-    for row in np.flatnonzero(np.isin(query_person_ids, (JUNK, DISTRACTOR)))[:1]:
-        raise EvaluationError(
-            f"query row {row} has the person id {query_person_ids[row]}, which marks junk ({JUNK}) "
-            f"or distractors ({DISTRACTOR}) of the gallery; number people from 1, in both sets, or "
-            "leave that query out"
-        )
-
-
-def _why_none_counts(
-    query_person_ids: Integers,
-    query_camera_ids: Integers,
-    gallery_person_ids: Integers,
-    gallery_camera_ids: Integers,
-) -> str:
-    query_people, gallery_people = set(query_person_ids.tolist()), set(gallery_person_ids.tolist())
-    cameras: dict[int, set[int]] = {person: set() for person in query_people & gallery_people}
-    for people, seen_by in (
-        (query_person_ids, query_camera_ids),
-        (gallery_person_ids, gallery_camera_ids),
-    ):
-        for person, camera in zip(people.tolist(), seen_by.tolist(), strict=True):
-            if person in cameras:
-                cameras[person].add(camera)
-    one_camera = sum(len(seen) == 1 for seen in cameras.values())
-    all_cameras = {*query_camera_ids.tolist(), *gallery_camera_ids.tolist()}
-    if not cameras:
-        advice = (
-            f"queries show {_some(query_people)}, the gallery "
-            f"{_some(gallery_people - {DISTRACTOR}) or 'distractors only'}: give one person the "
-            "same number in both sets, and put other images of the queried people into the gallery"
-        )
-    elif len(all_cameras) == 1:
-        advice = (
-            f"all images are by camera {all_cameras.pop()}, and images by the query's own camera "
-            "are ignored: evaluate with --no-camera-filter (a training run: "
-            "--set evaluation.camera_filter=false)"
-        )
-    else:
-        advice = (
-            "images by the query's own camera are ignored: check the camera ids, add images of "
-            "the same people by other cameras, or evaluate with --no-camera-filter (a training "
-            "run: --set evaluation.camera_filter=false)"
-        )
-    return (
-        f"no query has a right answer: of {len(query_people)} query and {len(gallery_people)} "
-        f"gallery person ids, {len(cameras)} are shared, {one_camera} of them seen by one camera "
-        f"only; {advice}"
-    )
-
-
-def _some(person_ids: set[int]) -> str:
-    """Name a few of some ids."""
-    return ", ".join(map(str, sorted(person_ids)[:5])) + (", ..." if len(person_ids) > 5 else "")
+    Raises:
+        OutputError: it can't be written.
+    """
+    rows: list[tuple[object, ...]] = [PER_QUERY_COLUMNS]
+    for query, ranks in enumerate(scores.match_ranks):
+        measured: tuple[object, ...] = ("", "", "", "")
+        if len(ranks):
+            measured = (
+                float(scores.average_precisions[query]),
+                float(scores.average_precisions_trapezoid[query]),
+                float(scores.inverse_negative_penalties[query]),
+                ranks[0],
+            )
+        image = "" if queries.paths is None else queries.paths[query]
+        labels = (queries.person_ids[query], queries.camera_ids[query])
+        rows.append((image, *labels, *measured, len(ranks), " ".join(map(str, ranks.tolist()))))
+    text = io.StringIO(newline="")
+    write_rows(text, rows)
+    write_text(path, text.getvalue())

@@ -21,6 +21,9 @@ Integers = npt.NDArray[np.int64]
 PIECE_BYTES = 32 * 2**20
 """Size of one piece as float32."""
 
+BLOCK_BYTES = 96 * 2**20
+"""Size of one block of nearness, which is allocated once."""
+
 SHORTEST_SQUARED = 1e-30
 """Squared length under which a vector's direction is lost in float32 products."""
 
@@ -63,7 +66,8 @@ def pieces(
 def squared_lengths(piece: Floats) -> Floats:
     """The squared length (R,) of each row of `piece` (R, D); infinity where float32 overflows."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.einsum("rd,rd->r", piece, piece)
+        squared: Floats = np.einsum("rd,rd->r", piece, piece)
+    return squared
 
 
 def check_lengths(squared: Floats, rows: Integers, *, metric: Metric, name: str) -> None:
@@ -108,3 +112,60 @@ def product(
     for begin, piece in pieces(gallery, rows):
         np.matmul(queries, piece.T, out=out[:, begin : begin + len(piece)])
     return out
+
+
+def checked_squared_lengths(
+    matrix: Matrix, rows: Integers, *, metric: Metric, name: Literal["query", "gallery"]
+) -> Floats:
+    """The squared length (R,) of each of `rows`, checked as `check_lengths` does.
+
+    Raises:
+        DataError: a row does not fit the metric.
+    """
+    squared = np.concatenate([squared_lengths(piece) for _, piece in pieces(matrix, rows)])
+    check_lengths(squared, rows, metric=metric, name=name)
+    return squared
+
+
+def nearness_blocks(
+    queries: Matrix,
+    gallery: Matrix,
+    *,
+    query_rows: Integers,
+    gallery_rows: Integers,
+    metric: Metric,
+    query_block: int | None = None,
+) -> Iterator[tuple[int, Floats]]:
+    """How near `gallery_rows` (R,) are to `query_rows`, a block of queries (B, R) at a time.
+
+    Larger is nearer. Cosine gives <q, g> / |g|, euclidean <q, g> - |g|^2 / 2. For one query both
+    have the order of the distance: what is left out (|q|, its square) is the same for the whole
+    row. Nothing is rounded before the product, so distances that are exact in float32 stay exact.
+
+    Args:
+        queries: (Q, D).
+        gallery: (N, D).
+        query_rows: the queries to compare.
+        gallery_rows: ascending, at least one.
+        metric: what "near" means.
+        query_block: B; None takes as many queries as `BLOCK_BYTES` hold.
+
+    Yields:
+        The number of queries before this block, and the block. It may be changed freely, and is
+        overwritten by the next one.
+
+    Raises:
+        DataError: a gallery row does not fit the metric.
+    """
+    squared = checked_squared_lengths(gallery, gallery_rows, metric=metric, name="gallery")
+    lengths, half_squared = np.sqrt(squared), squared / 2
+    size = query_block or max(1, BLOCK_BYTES // (4 * len(squared)))
+    buffer = np.empty((min(size, len(query_rows)), len(squared)), np.float32)
+    for first in range(0, len(query_rows), size):
+        taken = np.asarray(queries[query_rows[first : first + size]], np.float32)
+        nearness = product(taken, gallery, rows=gallery_rows, out=buffer[: len(taken)])
+        if metric == "cosine":
+            nearness /= lengths
+        else:
+            nearness -= half_squared
+        yield first, nearness
