@@ -96,27 +96,6 @@ def test_odd_overrides(survive) -> None:
     assert accepted > 20
 
 
-NASTY = {
-    "dots": "a." * 15_000 + "a = 1",
-    "dots-in-lines": "\n".join(f"a{line}." + "b." * 490 + "a = 1" for line in range(32)),
-    "lists": "a = " + "[" * 30_000,
-    "tables": "a = " + "{a = " * 6_000,
-    "digits": "a = " + "9" * 30_000,
-    "keys": "\n".join(f"epoch{number} = 1" for number in range(2_000)),
-    "huge": "#" * 100 + "\n" * 10_000_000,
-    "nothing": "",
-    "nested": "a" + ".a" * 400 + " = 1",
-}
-
-
-@pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
-def test_nasty_presets(tmp_path: Path, survive, text: str) -> None:
-    """What takes a parser minutes, or all its stack, takes seconds and some lines."""
-    path = tmp_path / "mine.toml"
-    path.write_text(text)
-    assert survive("nasty", lambda _: load_preset(str(path)), cases=1) == (0, 1)
-
-
 @pytest.mark.parametrize(
     "raw",
     [[], None, "x", {"data": {"name": "\udc80"}}, json.loads('{"a":' * 400 + "1" + "}" * 400)],
