@@ -10,7 +10,6 @@ import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,16 +18,6 @@ import airnet_cli
 from airnet_cli.config.explain import REMOVED, explain_problems, leaf_types, show
 from airnet_cli.config.schema import Preset
 from airnet_cli.errors import PresetError
-
-
-@dataclass(frozen=True)
-class PresetSummary:
-    """A preset that comes with the package."""
-
-    name: str
-    """What `--preset` takes."""
-    description: str
-    """One line."""
 
 
 def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
@@ -99,12 +88,12 @@ def overridden_keys(overrides: Sequence[str]) -> set[str]:
     return {override.partition("=")[0].strip() for override in overrides}
 
 
-def list_presets() -> list[PresetSummary]:
-    """The presets that come with the package, by name."""
-    return [
-        PresetSummary(name, str(_read(_folder() / f"{name}.toml").get("description", "")))
+def list_presets() -> dict[str, str]:
+    """The names of the presets that come with the package, in order, and a line about each."""
+    return {
+        name: str(_read(_folder() / f"{name}.toml").get("description", ""))
         for name in preset_names()
-    ]
+    }
 
 
 def preset_names() -> list[str]:

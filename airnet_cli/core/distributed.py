@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -73,8 +73,7 @@ class World:
             return make()
         values: list[Any] = [make() if self.rank == 0 else None]
         dist.broadcast_object_list(values, src=0)
-        value: T = values[0]
-        return value
+        return cast(T, values[0])
 
     def barrier(self) -> None:
         """Wait until all processes are here."""

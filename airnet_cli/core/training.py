@@ -20,7 +20,7 @@ from airnet_cli.core.data.dataset import TrainingLoader
 from airnet_cli.core.data.sampler import IdentitySampler
 from airnet_cli.core.data.transforms import Augmentation
 from airnet_cli.core.distributed import SINGLE, World
-from airnet_cli.core.losses import HeadLoss, Loss, compute_loss
+from airnet_cli.core.losses import Loss, compute_loss
 from airnet_cli.core.model.airnet import AirNet, HeadOutput
 from airnet_cli.core.processes import naming_the_dead
 from airnet_cli.core.progress import Progress, silent
@@ -166,18 +166,19 @@ class Trainer:
             labels = self.labels[list(batch.indices)]
             loss = self.step(batch.images, labels, random, network=network)
             # Summed on the device: reading a loss here would wait for the device at every step.
-            terms = torch.stack([loss.total, *(t for h in loss.heads for t in _terms(h))]).detach()
+            per_head = [t for h in loss.heads for t in (h.identity, h.triplet, h.active)]
+            terms = torch.stack([loss.total, *per_head]).detach()
             sums = terms if sums is None else sums + terms
             images += len(batch.images) * self.world.size
             if done % CHECK_EVERY == 0:
                 self._check_loss(float(sums[0]), epoch, done)
             progress(stage, done, len(self.sampler), "batches")
         assert sums is not None  # the sampler refuses data sets without a single batch
-        total, *per_head = (sums / len(self.sampler)).tolist()
+        total, *means = (sums / len(self.sampler)).tolist()
         self._check_loss(total, epoch, len(self.sampler))
         self._check_weights(epoch)
         heads = tuple(
-            HeadReport(name, *per_head[3 * i : 3 * i + 3])
+            HeadReport(name, *means[3 * i : 3 * i + 3])
             for i, name in enumerate(self.network.head_names)
         )
         seconds = time.perf_counter() - started
@@ -263,7 +264,3 @@ def _gathered(output: HeadOutput, world: World) -> HeadOutput:
         return output
     assert output.logits is not None, "a network in training has logits"
     return replace(output, pooled=world.gather(output.pooled), logits=world.gather(output.logits))
-
-
-def _terms(head: HeadLoss) -> tuple[Tensor, Tensor, Tensor]:
-    return head.identity, head.triplet, head.active

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from airnet_cli.config.presets import validate_preset
-from airnet_cli.config.schema import Preset
+from airnet_cli.config.schema import Preset, Training
 from airnet_cli.core.averaging import WeightAverage
 from airnet_cli.core.checkpoint import Checkpoint, fill_network
 from airnet_cli.core.data.dataset import ImageDataset, TrainingLoader
@@ -39,7 +39,8 @@ def build_network(preset: Preset, *, identities: int | None) -> AirNet:
             load_imagenet(backbone, preset.model.backbone)
         case path:
             load_weights(backbone, Path(path).expanduser())
-    return _channels_last(AirNet(backbone, variant=preset.model.variant, identities=identities))
+    network = AirNet(backbone, variant=preset.model.variant, identities=identities)
+    return network.to(memory_format=torch.channels_last)
 
 
 def describe_network(preset: Preset, *, identities: int | None) -> AirNet:
@@ -69,7 +70,7 @@ def restore_network(checkpoint: Checkpoint) -> tuple[AirNet, Preset]:
     # Without memory for as many identities as it says, nor weights that are drawn for nothing.
     network = describe_network(preset, identities=len(checkpoint.identities))
     fill_network(network, checkpoint)
-    return _channels_last(network).eval(), preset
+    return network.to(memory_format=torch.channels_last).eval(), preset
 
 
 def build_trainer(
@@ -119,35 +120,22 @@ def build_trainer(
         workers=training.workers,
         pin_memory=device.type == "cuda",
     )
+    optimizer = torch.optim.Adam(
+        [parameter for parameter in network.parameters() if parameter.requires_grad],
+        lr=training.learning_rate,
+        weight_decay=training.weight_decay,
+        # One kernel a step where launching kernels costs; it rounds differently from the plain one,
+        # which CPU runs keep.
+        fused=True if device.type == "cuda" else None,
+    )
     trainer = Trainer(
         network=network,
-        optimizer=torch.optim.Adam(
-            [parameter for parameter in network.parameters() if parameter.requires_grad],
-            lr=training.learning_rate,
-            weight_decay=training.weight_decay,
-            # One kernel a step where launching kernels costs; its roundings are others than those
-            # of the plain one, which CPU runs keep.
-            fused=True if device.type == "cuda" else None,
-        ),
-        schedule=Schedule(
-            shape=training.schedule,
-            learning_rate=training.learning_rate,
-            factor=training.learning_rate_factor,
-            epochs=training.learning_rate_epochs,
-            total_epochs=training.epochs,
-            warmup_epochs=training.warmup_epochs,
-            warmup_start=training.warmup_start,
-        ),
+        optimizer=optimizer,
+        schedule=_schedule(training),
         sampler=sampler,
         loader=loader,
         labels=torch.tensor([label_of[person_id] for person_id in person_ids]),
-        augmentation=Augmentation(
-            flip_probability=training.flip_probability,
-            erasing_probability=training.erasing.probability,
-            erasing_area=training.erasing.area,
-            erasing_aspect=training.erasing.aspect,
-            pad_crop_px=training.pad_crop_px,
-        ),
+        augmentation=_augmentation(training),
         triplet_margin=training.triplet_margin,
         label_smoothing=training.label_smoothing,
         precision=training.precision,
@@ -159,6 +147,28 @@ def build_trainer(
         world=world,
     )
     return trainer, identities
+
+
+def _schedule(training: Training) -> Schedule:
+    return Schedule(
+        shape=training.schedule,
+        learning_rate=training.learning_rate,
+        factor=training.learning_rate_factor,
+        epochs=training.learning_rate_epochs,
+        total_epochs=training.epochs,
+        warmup_epochs=training.warmup_epochs,
+        warmup_start=training.warmup_start,
+    )
+
+
+def _augmentation(training: Training) -> Augmentation:
+    return Augmentation(
+        flip_probability=training.flip_probability,
+        erasing_probability=training.erasing.probability,
+        erasing_area=training.erasing.area,
+        erasing_aspect=training.erasing.aspect,
+        pad_crop_px=training.pad_crop_px,
+    )
 
 
 def training_identities(preset: Preset, manifest: Manifest) -> tuple[int, ...]:
@@ -216,7 +226,3 @@ def _split_identities(preset: Preset, manifest: Manifest) -> IdentitySplit:
         val_ids=preset.training.val_ids,
         seed=preset.training.seed,
     )
-
-
-def _channels_last(network: AirNet) -> AirNet:
-    return network.to(memory_format=torch.channels_last)

@@ -35,7 +35,6 @@ from airnet_cli.core.distributed import (
 )
 from airnet_cli.core.events import epoch_numbers, event_writer
 from airnet_cli.core.files import holding, remove_parts, write_json, write_text
-from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import (
     DeviceName,
@@ -120,15 +119,13 @@ def train(preset: Preset, preset_name: str, options: TrainOptions) -> TrainedRun
             finite; another process that ended.
     """
 
-    def make() -> str:
-        return str(new_run(options.runs_root, preset_name))
+    def folder() -> Path:
+        run = kept_over_restarts(
+            f"run {preset_name}", lambda: str(new_run(options.runs_root, preset_name))
+        )
+        return locks.enter_context(_locked(Path(run)))
 
     with contextlib.ExitStack() as locks:
-
-        def folder() -> Path:
-            run = Path(kept_over_restarts(f"run {preset_name}", make))
-            return locks.enter_context(_locked(run))
-
         return _train_together(preset, folder, options)
 
 
@@ -350,7 +347,7 @@ def _restore(run: Path, trainer: Trainer) -> tuple[int, Best | None]:
         run / STATE,
         trainer.network,
         trainer.optimizer,
-        average=_average(trainer),
+        average=trainer.average.network if trainer.average else None,
         scaler=trainer.scaler,
     )
     return state.finished_epochs, state.best
@@ -362,14 +359,10 @@ def _save(run: Path, trainer: Trainer, *, finished_epochs: int, best: Best | Non
         trainer.network,
         trainer.optimizer,
         finished_epochs=finished_epochs,
-        average=_average(trainer),
+        average=trainer.average.network if trainer.average else None,
         scaler=trainer.scaler,
         best=best,
     )
-
-
-def _average(trainer: Trainer) -> AirNet | None:
-    return None if trainer.average is None else trainer.average.network
 
 
 def _record(preset: Preset, device: torch.device, world: World) -> dict[str, Any]:

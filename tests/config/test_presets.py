@@ -69,10 +69,10 @@ def test_the_recipe_of_the_paper():
 
 def test_list_presets_is_one_line_each():
     """The list has all names in order, each with a description of one line."""
-    summaries = list_presets()
-    assert [summary.name for summary in summaries] == preset_names()
+    described = list_presets()
+    assert list(described) == preset_names()
     assert set(PAPER) | {"demo", "market1501-cpu"} <= set(preset_names())
-    assert all("\n" not in summary.description for summary in summaries)
+    assert all("\n" not in description for description in described.values())
 
 
 def test_preset_text_is_the_file_as_it_is():
