@@ -93,18 +93,12 @@ def tiny_overrides() -> tuple[str, ...]:
 def tiny_run(tiny_data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of AIR-Net on `tiny`; treat it as read-only, or copy it."""
     from airnet_cli.config.presets import load_preset
-    from airnet_cli.workflows.train import Listener, train
+    from airnet_cli.workflows.train import TrainOptions, train
 
-    def ignore(*_: object) -> None: ...
-
-    trained = train(
-        load_preset("demo", TINY),
-        preset_name="tiny",
-        data_root=tiny_data_root,
-        runs_root=tmp_path_factory.mktemp("runs"),
-        device="cpu",
-        listener=Listener(started=ignore, noted=ignore, epoch_finished=ignore, evaluated=ignore),
-    )
+    runs_root = tmp_path_factory.mktemp("runs")
+    options = TrainOptions(data_root=tiny_data_root, runs_root=runs_root, device="cpu")
+    trained = train(load_preset("demo", TINY), "tiny", options)
+    assert trained is not None
     return trained.run
 
 

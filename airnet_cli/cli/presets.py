@@ -32,10 +32,6 @@ def presets(
     if name is not None:
         print_text(preset_text(name))
     elif json:
-        described = {preset.name: preset.description for preset in list_presets()}
-        print_json({"version": JSON_VERSION, "presets": described})
+        print_json({"version": JSON_VERSION, "presets": list_presets()})
     else:
-        print_table(
-            ["preset", "what it is"],
-            [(preset.name, preset.description) for preset in list_presets()],
-        )
+        print_table(["preset", "what it is"], list(list_presets().items()))

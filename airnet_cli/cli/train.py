@@ -1,5 +1,6 @@
 """`airnet train`: a preset becomes a run folder."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,11 +24,14 @@ from airnet_cli.cli.output import note, percent, print_json, print_table, progre
 from airnet_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from airnet_cli.config.schema import Preset
     from airnet_cli.core.training import EpochReport
+    from airnet_cli.workflows.compare import Comparison
     from airnet_cli.workflows.dry_run import DryRun
     from airnet_cli.workflows.plan import Plan, PlannedRun
-    from airnet_cli.workflows.train import Listener, RunStart, TrainedRun
+    from airnet_cli.workflows.train import Listener, RunStart, TrainedRun, TrainOptions
 
 
 def train(
@@ -72,7 +76,11 @@ def train(
                 "--resume goes on with the run's own preset: it takes no --preset, --set, "
                 "--precision, --seed, --runs, --variants or --dry-run"
             )
-        _resume(resume, data_root, device, json)
+        with _options(data_root, runs_root, device) as options:
+            from airnet_cli.workflows import train as workflow
+
+            resumed = workflow.resume(resume, options)
+        _show_trained(() if resumed is None else (resumed,), json)
         return
     if not preset:
         raise UsageError("which preset? give --preset NAME (see: airnet presets), or --resume RUN")
@@ -97,32 +105,36 @@ def train(
         )
         if dry_run:
             _show_plan(plan, json)
-        else:
-            _train_variants(plan, name, data_root, runs_root, device, json)
-        return
-    if dry_run:
+            return
+        with _options(data_root, runs_root, device) as options:
+            comparison = _train_variants(plan, name, options)
+        show_comparison(comparison, json=json)
+    elif dry_run:
         _dry_run(chosen, json)
-        return
-    from airnet_cli.workflows import train as workflow
+    else:
+        from airnet_cli.workflows import train as workflow
+
+        with _options(data_root, runs_root, device) as options:
+            trained = workflow.train_runs(chosen, name, options, runs=runs)
+        _show_trained(trained, json)
+
+
+@contextlib.contextmanager
+def _options(data_root: Path, runs_root: Path, device: DeviceName) -> "Iterator[TrainOptions]":
+    """What the workflows take, with progress bars for the block."""
+    from airnet_cli.workflows.train import TrainOptions
 
     with progress_bars() as progress:
-        trained = workflow.train_runs(
-            chosen,
-            preset_name=name,
-            runs=runs,
+        yield TrainOptions(
             data_root=data_root,
             runs_root=runs_root,
             device=device,
             listener=_listener(),
             progress=progress,
         )
-    if workflow.speaks():
-        _show_trained(trained, json)
 
 
-def _train_variants(
-    plan: "Plan", preset_name: str, data_root: Path, runs_root: Path, device: DeviceName, json: bool
-) -> None:
+def _train_variants(plan: "Plan", preset_name: str, options: "TrainOptions") -> "Comparison":
     from airnet_cli.workflows.variants import train_variants
 
     total = len(plan.runs)
@@ -130,20 +142,12 @@ def _train_variants(
     for variant in dict.fromkeys(each.variant for each in plan.runs):
         runs = [each for each in plan.runs if each.variant == variant]
         note(f"{variant}: " + ", ".join(f"seed {each.seed} {_state(each)}" for each in runs))
-    with progress_bars() as progress:
-        comparison = train_variants(
-            plan,
-            preset_name=preset_name,
-            data_root=data_root,
-            runs_root=runs_root,
-            device=device,
-            listener=_listener(),
-            on_run=lambda number, run: note(
-                f"run {number} of {total}: {run.variant}, seed {run.seed}"
-            ),
-            progress=progress,
-        )
-    show_comparison(comparison, json=json)
+    return train_variants(
+        plan,
+        preset_name,
+        options,
+        on_run=lambda number, run: note(f"run {number} of {total}: {run.variant}, seed {run.seed}"),
+    )
 
 
 def _left(plan: "Plan") -> str:
@@ -175,17 +179,6 @@ def _dry_run(preset: "Preset", json: bool) -> None:
         print_json(described.to_dict())
     else:
         _show_dry_run(described)
-
-
-def _resume(run: Path, data_root: Path, device: DeviceName, json: bool) -> None:
-    from airnet_cli.workflows import train as workflow
-
-    with progress_bars() as progress:
-        trained = workflow.resume(
-            run, data_root=data_root, device=device, listener=_listener(), progress=progress
-        )
-    if workflow.speaks():
-        _show_trained((trained,), json)
 
 
 def _listener() -> "Listener":
@@ -254,6 +247,8 @@ def _show_dry_run(described: "DryRun") -> None:
 
 
 def _show_trained(trained: "tuple[TrainedRun, ...]", json: bool) -> None:
+    if not trained:  # rank 0 of torchrun's processes shows the runs
+        return
     from airnet_cli.workflows.train import summarize
 
     summary = summarize(trained)

@@ -1,40 +1,23 @@
 """Find a preset by name or path, lay `--set` overrides over it, and validate the whole once.
 
-Presets are complete, commented TOML files; none inherits from another. In a wheel they lie inside
-the package (`airnet_cli/presets`); in a checkout they lie beside it (`presets/`), so both are
-looked at. Overrides go over the raw data before validation: a mistake in the file and one on the
-command line are explained together, by `explain.py`.
+Presets are complete, commented TOML files; none inherits from another. A wheel has them inside
+the package (`airnet_cli/presets`), a checkout next to it (`presets/`). A preset is never changed
+without being validated: changes go over the raw values, and `explain.py` explains all mistakes
+together.
 """
 
 import difflib
 import json
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 import airnet_cli
-from airnet_cli.config.explain import (
-    explain_problems,
-    is_text,
-    leaf_annotations,
-    nearest_key,
-    show,
-)
+from airnet_cli.config.explain import REMOVED, explain_problems, leaf_types, show
 from airnet_cli.config.schema import Preset
 from airnet_cli.errors import PresetError
-
-
-@dataclass(frozen=True)
-class PresetSummary:
-    """A preset that comes with the package."""
-
-    name: str
-    """What `--preset` takes."""
-    description: str
-    """One line."""
 
 
 def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
@@ -49,25 +32,51 @@ def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
             each problem, all at once.
     """
     path = find_preset(name_or_path)
-    raw = _read(path)
-    problems: list[str] = []
-    overridden: set[str] = set()
-    for override in overrides:
-        problem = _lay_over(raw, override, overridden)
-        if problem is not None:
-            problems.append(problem)
-    return _validate(raw, source=str(path), problems=problems, overridden=overridden)
+    return _validate(_read(path), source=str(path), overrides=overrides)
 
 
 def validate_preset(raw: Mapping[str, object], *, source: str) -> Preset:
     """The preset in `raw`, which was read from `source` (a checkpoint, a run folder).
 
     Raises:
-        PresetError: `raw` does not fit the schema; one line for each problem, all at once.
+        PresetError: `raw` does not fit the schema, or uses a setting that was removed; one line for
+            each problem, all at once.
     """
     if not isinstance(raw, Mapping):
-        raise PresetError(f"the preset in {source} is no table of values")
+        raise PresetError(f"the preset in {source} is not a table of values")
+    return _validate(without_removed(raw), source=source)
+
+
+def changed_preset(preset: Preset, values: Mapping[str, object], *, source: str) -> Preset:
+    """`preset` with other `values`, by `section.key`; `source` says in errors which preset it is.
+
+    Raises:
+        PresetError: the schema refuses one of the values.
+    """
+    raw = preset.model_dump(mode="json")
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        raw[section][name] = value
     return _validate(raw, source=source)
+
+
+def without_removed(raw: Mapping[str, object]) -> dict[str, object]:
+    """`raw` without the settings that older versions of airnet had, where they have the defaults.
+
+    Raises:
+        PresetError: a removed setting has another value, so today's network would differ.
+    """
+    kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
+    for dotted, default in REMOVED.items():
+        section, _, key = dotted.partition(".")
+        table = kept.get(section)
+        if isinstance(table, dict) and key in table:
+            value = table.pop(key)
+            if value != default:
+                raise PresetError(
+                    f"{dotted} = {show(value)}: this setting was removed; train again without it"
+                )
+    return kept
 
 
 def overridden_keys(overrides: Sequence[str]) -> set[str]:
@@ -79,12 +88,12 @@ def overridden_keys(overrides: Sequence[str]) -> set[str]:
     return {override.partition("=")[0].strip() for override in overrides}
 
 
-def list_presets() -> list[PresetSummary]:
-    """The presets that come with the package, by name."""
-    return [
-        PresetSummary(name, str(_read(_folder() / f"{name}.toml").get("description", "")))
+def list_presets() -> dict[str, str]:
+    """The names of the presets that come with the package, in order, and a line about each."""
+    return {
+        name: str(_read(_folder() / f"{name}.toml").get("description", ""))
         for name in preset_names()
-    ]
+    }
 
 
 def preset_names() -> list[str]:
@@ -143,43 +152,36 @@ def _folder() -> Path:
 def _read(path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PresetError(f"the preset {path} is not valid TOML: {error}") from error
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise PresetError(f"the preset {path} is not text in UTF-8: {error.reason}") from error
     except OSError as error:
         raise PresetError(f"the preset {path} can't be read: {error.strerror}") from error
 
 
-def _validate(
-    raw: Mapping[str, object],
-    *,
-    source: str,
-    problems: Sequence[str] = (),
-    overridden: Collection[str] = (),
-) -> Preset:
+def _validate(raw: dict[str, object], *, source: str, overrides: Sequence[str] = ()) -> Preset:
+    problems = [problem for each in overrides if (problem := _lay_over(raw, each))]
     # As JSON because its strict mode is the one that fits TOML: it takes a list for a tuple and 1
     # for 1.0, but neither "12" nor true for a number.
-    try:
-        text = json.dumps(_with_selection(raw), default=str)
-    except RecursionError:
-        raise PresetError(f"the preset {source} is nested too deeply") from None
+    text = json.dumps(_with_selection(raw), default=str)
     try:
         preset = Preset.model_validate_json(text, strict=True)
     except ValidationError as error:
-        problems = [*explain_problems(error, raw, overridden=overridden), *problems]
+        explained = explain_problems(error, overridden=overridden_keys(overrides))
+        problems = [*explained, *problems]
     if problems:
         raise PresetError(*problems, f"in the preset {source}")
     return preset
 
 
 def _with_selection(raw: Mapping[str, object]) -> Mapping[str, object]:
-    """Who is held out is selected on, unless `evaluation.select` says otherwise.
+    """Held-out people select the epoch, unless `evaluation.select` says otherwise.
 
     Not a rule of the schema: pydantic would validate what such a rule returns as Python, whose
     strict mode takes no list for a tuple.
@@ -192,42 +194,27 @@ def _with_selection(raw: Mapping[str, object]) -> Mapping[str, object]:
     return {**raw, "evaluation": {**evaluation, "select": "val"}}
 
 
-def _lay_over(raw: dict[str, object], override: str, overridden: set[str]) -> str | None:
-    """Lay `dotted.key=value` over `raw` and note its key in `overridden`; or say what is wrong."""
-    key, equals, text = override.partition("=")
-    key, text = key.strip(), text.strip()
-    try:
-        override.encode()
-    except UnicodeEncodeError:
-        return f"--set {override}: it is not valid UTF-8"
+def _lay_over(raw: dict[str, object], override: str) -> str | None:
+    """Lay `dotted.key=value` over `raw`; or say why that can't be done."""
+    key, equals, text = (part.strip() for part in override.partition("="))
     if not equals or not key:
         return f"--set {override}: must be dotted.key=value, as in training.epochs=5"
-    leaves = leaf_annotations(Preset)
-    if key not in leaves:
-        below = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
-        if below:
-            return f"--set {override}: {key} is a table; set one of its values, as in {below[0]}"
-        return f"--set {override}: no such key; {nearest_key(key, leaves)}"
     *sections, last = key.split(".")
     table: object = raw
     for section in sections:
-        if isinstance(table, dict):
-            table = table.setdefault(section, {})
-    # A file with a plain value where a table belongs: validation names that, nothing to lay over.
-    if isinstance(table, dict):
-        literal = _toml_literal(text)
-        table[last] = text if is_text(leaves[key]) and not isinstance(literal, str) else literal
-        overridden.add(key)
+        table = table.setdefault(section, {}) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        return f"--set {override}: {'.'.join(sections)} is not a table"
+    value = _toml_value(text)
+    is_text = leaf_types(Preset).get(key) is str
+    table[last] = text if is_text and not isinstance(value, str) else value
     return None
 
 
-def _toml_literal(text: str) -> object:
+def _toml_value(text: str) -> object:
     """`text` as a TOML value; what is not one (`baseline_abp`) is text."""
     try:
-        parsed: Mapping[str, object] = tomllib.loads(f"value = {text}")
-    except ValueError:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
-    value = parsed["value"]
-    return (
-        value if len(parsed) == 1 and isinstance(value, bool | int | float | str | list) else text
-    )
+    return parsed["value"] if len(parsed) == 1 else text

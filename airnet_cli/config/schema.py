@@ -20,17 +20,10 @@ BackboneName = Literal[
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 
-AttentionName = Literal["none", "softmax"]
-"""What becomes of the weights X Wu of attention-based pooling."""
-
-ActivationName = Literal["default", "relu"]
-
 ScheduleName = Literal["steps", "cosine"]
 
 SelectionName = Literal["last", "val", "test"]
 """By what the epoch is chosen whose weights a run ends with."""
-
-InteractionInitName = Literal["default", "identity"]
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -63,10 +56,6 @@ class Model(Section):
     backbone: BackboneName
     init: Annotated[str, Field(min_length=1)]
     """`imagenet`, `none`, or the path of a weights file (.safetensors, .pth)."""
-    attention: AttentionName = "none"
-    """Of the interaction head: X Wu as it is (the paper), or its softmax over positions."""
-    activation: ActivationName = "default"
-    """The backbone's own, or ReLU in place of MobileNetV2's ReLU6; ResNets have ReLU anyhow."""
 
 
 class Erasing(Section):
@@ -81,7 +70,8 @@ class Erasing(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.area[0] > self.area[1] or self.aspect[0] > self.aspect[1]:
-            raise ValueError("area and aspect are each [smallest, largest]")
+            given = f"area = {list(self.area)}, aspect = {list(self.aspect)}"
+            raise ValueError(f"area and aspect are each [smallest, largest]; given: {given}")
         return self
 
 
@@ -109,12 +99,6 @@ class Training(Section):
     """Longer gradients (L2 over all parameters) are shortened to this length; 0: never."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Score and save an average of the weights, of which a step keeps this share; 0: none."""
-    freeze_epochs: NotNegative = 0
-    """For so many epochs only the heads are trained, the backbone and its batch norms rest."""
-    interaction_init: InteractionInitName = "default"
-    """How Wv of the interaction head starts: torch's default for linear layers, or the identity."""
-    interaction_lr_factor: Annotated[float, Field(gt=0)] = 1.0
-    """The learning rate of Wu and Wv, as a multiple of that of all other weights."""
     triplet_margin: Annotated[float, Field(ge=0)]
     """Of the cosine distance 1 - cos, which lies in 0-2."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
@@ -133,20 +117,23 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _epochs_ascend(self) -> Self:
-        if list(self.learning_rate_epochs) != sorted(set(self.learning_rate_epochs)):
-            raise ValueError("learning_rate_epochs must ascend, as in [40, 70]")
+        epochs = list(self.learning_rate_epochs)
+        if epochs != sorted(set(epochs)):
+            raise ValueError(f"learning_rate_epochs = {epochs}: must ascend, as in [40, 70]")
         return self
 
     @model_validator(mode="after")
     def _somebody_to_tell_apart(self) -> Self:
         if self.val_ids == 1:
-            raise ValueError("val_ids must be 0, or 2 or more: one person is always found")
+            raise ValueError("val_ids = 1: must be 0, or 2 or more; one person is always found")
         return self
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
         if self.warmup_epochs >= self.epochs:
-            raise ValueError("warmup_epochs must be less than epochs")
+            raise ValueError(
+                f"warmup_epochs = {self.warmup_epochs}: must be less than epochs = {self.epochs}"
+            )
         return self
 
 

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from airnet_cli.errors import OutputError
 
@@ -46,3 +47,16 @@ def event_writer(folder: Path) -> Callable[[int, Mapping[str, float]], None]:
     # What the form of events is called; the first one of a file says so.
     write(Event(wall_time=time.time(), file_version="brain.Event:2"))
     return write_numbers
+
+
+def epoch_numbers(line: Mapping[str, Any]) -> dict[str, float]:
+    """What TensorBoard shows of an epoch's line in log.jsonl, by name."""
+    numbers = {key: line[key] for key in ("loss", "learning_rate", "images_per_second")}
+    for head in line["heads"]:
+        for key in ("identity_loss", "triplet_loss", "active_triplets"):
+            numbers[f"{key}/{head['name']}"] = head[key]
+    for key in ("mAP", "mINP"):
+        for scored in ("scores", "validation"):
+            if scored in line:
+                numbers[f"{scored}/{key}"] = line[scored][key]
+    return numbers

@@ -49,9 +49,7 @@ class HeadAttention:
 
     head: str
     heat: Heat
-    """(h, w): X Wu of eq. (3), signed (positions of opposite sign count against each other); or
-    its softmax."""
-    is_signed: bool
+    """(h, w): X Wu of eq. (3), signed (positions of opposite sign count against each other)."""
 
 
 def explain_identity(network: AirNet, images: Tensor) -> list[tuple[HeadSaliency, ...]]:
@@ -108,7 +106,7 @@ def has_attention(network: AirNet) -> bool:
 
 
 def attention_maps(network: AirNet, images: Tensor) -> list[tuple[HeadAttention, ...]]:
-    """The attention of each head that has one, for each image: X Wu, or its softmax.
+    """The attention of each head that has one, for each image: X Wu.
 
     Args:
         network: in evaluation mode.
@@ -121,16 +119,12 @@ def attention_maps(network: AirNet, images: Tensor) -> list[tuple[HeadAttention,
     with torch.no_grad():
         maps = network.feature_maps(images)
         attentions = [
-            (
-                name,
-                head.pooling.attention_map(maps[branch]).cpu().numpy(),  # (B, h, w)
-                not head.pooling.has_softmax,
-            )
+            (name, head.pooling.attention_map(maps[branch]).cpu().numpy())  # (B, h, w)
             for name, head, branch in _heads(network)
             if isinstance(head.pooling, AttentionPooling)
         ]
     return [
-        tuple(HeadAttention(name, heat[index], is_signed) for name, heat, is_signed in attentions)
+        tuple(HeadAttention(name, heat[index]) for name, heat in attentions)
         for index in range(len(images))
     ]
 

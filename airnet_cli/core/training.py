@@ -19,8 +19,8 @@ from airnet_cli.core.averaging import WeightAverage
 from airnet_cli.core.data.dataset import TrainingLoader
 from airnet_cli.core.data.sampler import IdentitySampler
 from airnet_cli.core.data.transforms import Augmentation
-from airnet_cli.core.distributed import ALONE, Team
-from airnet_cli.core.losses import HeadLoss, Loss, compute_loss
+from airnet_cli.core.distributed import SINGLE, World
+from airnet_cli.core.losses import Loss, compute_loss
 from airnet_cli.core.model.airnet import AirNet, HeadOutput
 from airnet_cli.core.processes import reporting_dead_workers
 from airnet_cli.core.progress import Progress, silent
@@ -106,7 +106,6 @@ class Trainer:
 
     network: AirNet
     optimizer: torch.optim.Optimizer
-    """A group of its parameters may have a `RATE_FACTOR`."""
     schedule: Schedule
     sampler: IdentitySampler
     loader: TrainingLoader
@@ -123,12 +122,10 @@ class Trainer:
     """Does nothing unless the precision is fp16."""
     clip_norm: float
     """Gradients longer than this (L2, all parameters together) are shortened to it; 0: never."""
-    freeze_epochs: int
-    """For so many epochs trunk and branches stay as they are and only heads are trained."""
     average: WeightAverage | None
     """Of the weights after each step; None for none (the paper)."""
-    team: Team = ALONE
-    """Of the processes that train together; the batch norms of `network` are synchronised."""
+    world: World = SINGLE
+    """The processes that train together."""
 
     @property
     def scored_network(self) -> AirNet:
@@ -144,22 +141,24 @@ class Trainer:
         Raises:
             DataError: an image can't be read, or a process that reads them died.
             TrainingError: the loss or the weights are not finite any more; no report of that
-                epoch is given. Or another process of the team ended.
+                epoch is given. Or another process of the world ended.
         """
+        network = self.world.parallel(self.network, self.device)
         for epoch in range(first_epoch, epochs):
             with reporting_dead_workers("free some, or set training.workers to 0"):
-                report = self._train_epoch(epoch, epochs, progress)
+                report = self._train_epoch(network, epoch, epochs, progress)
             yield report
 
-    def _train_epoch(self, epoch: int, epochs: int, progress: Progress) -> EpochReport:
+    def _train_epoch(
+        self, network: nn.Module, epoch: int, epochs: int, progress: Progress
+    ) -> EpochReport:
         started = time.perf_counter()
         learning_rate = self.schedule.at(epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate * group.get(RATE_FACTOR, 1.0)
+            group["lr"] = learning_rate
         self.sampler.set_epoch(epoch)
         random = np.random.default_rng((self.seed, epoch, AUGMENTATION_STREAM))
-        self._set_mode(epoch)
-        network = self.team.parallel(self.network)  # anew: what is frozen may have changed
+        self.network.train()  # scoring left it in evaluation mode
         sums: Tensor | None = None
         images = 0
         stage = f"epoch {epoch + 1}/{epochs}"
@@ -167,30 +166,23 @@ class Trainer:
             labels = self.labels[list(batch.indices)]
             loss = self.step(batch.images, labels, random, network=network)
             # Summed on the device: reading a loss here would wait for the device at every step.
-            terms = torch.stack([loss.total, *(t for h in loss.heads for t in _terms(h))]).detach()
+            per_head = [t for h in loss.heads for t in (h.identity, h.triplet, h.active)]
+            terms = torch.stack([loss.total, *per_head]).detach()
             sums = terms if sums is None else sums + terms
-            images += len(batch.images) * self.team.size
+            images += len(batch.images) * self.world.size
             if done % CHECK_EVERY == 0:
                 self._check_loss(float(sums[0]), epoch, done)
             progress(stage, done, len(self.sampler), "batches")
         assert sums is not None  # the sampler refuses data sets without a single batch
-        total, *per_head = (sums / len(self.sampler)).tolist()
+        total, *means = (sums / len(self.sampler)).tolist()
         self._check_loss(total, epoch, len(self.sampler))
         self._check_weights(epoch)
         heads = tuple(
-            HeadReport(name, *per_head[3 * i : 3 * i + 3])
+            HeadReport(name, *means[3 * i : 3 * i + 3])
             for i, name in enumerate(self.network.head_names)
         )
         seconds = time.perf_counter() - started
         return EpochReport(epoch + 1, epochs, total, heads, learning_rate, images, seconds)
-
-    def _set_mode(self, epoch: int) -> None:
-        """Training mode; what is frozen in this epoch keeps its weights and its batch norms."""
-        is_frozen = epoch < self.freeze_epochs
-        self.network.train()
-        for backbone in (self.network.trunk, self.network.branches):
-            backbone.train(not is_frozen)
-            backbone.requires_grad_(not is_frozen)
 
     def _check_loss(self, loss: float, epoch: int, batches: int) -> None:
         if not math.isfinite(loss):
@@ -226,24 +218,26 @@ class Trainer:
     ) -> Loss:
         """One optimisation step on uint8 `images` (B, 3, H, W) of the classes `labels` (B,).
 
-        In a team each process gives its share of the batch, and gets the loss of all of it.
-        `network` is what `team.parallel` made of the trainer's; without it the trainer's itself.
+        Each process of several gives its share of the batch, and gets the loss of all of it.
+        `network` is what `World.parallel` made of the trainer's; without it the trainer's itself.
         """
-        team = self.team
+        world = self.world
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
-        first, drawn = team.member * len(images), team.size * len(images)
+        first, drawn = world.rank * len(images), world.size * len(images)
         with autocast(self.device, self.precision):
             augmented = self.augmentation(images, random, first=first, drawn=drawn)
             outputs = (self.network if network is None else network)(augmented)
         loss = compute_loss(
-            [_gathered(output, team) for output in outputs],
-            team.gather(labels),
+            [_gathered(output, world) for output in outputs],
+            world.gather(labels),
             triplet_margin=self.triplet_margin,
             label_smoothing=self.label_smoothing,
         )
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+        # The gradients become the mean over all processes; it is their sum that is wanted.
+        scaled = self.scaler.scale(loss.total * world.size)
+        scaled.backward()  # type: ignore[no-untyped-call]
         if self.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(
@@ -260,20 +254,13 @@ class Trainer:
 CHECK_EVERY = 50
 """Batches between two looks at the loss: each waits for the device to finish."""
 
-RATE_FACTOR = "rate_factor"
-"""Key of an optimizer's group: its learning rate as a multiple of the schedule's."""
-
 AUGMENTATION_STREAM = 1
 """Tells the augmentation's random numbers from the sampler's, which share seed and epoch."""
 
 
-def _gathered(output: HeadOutput, team: Team) -> HeadOutput:
+def _gathered(output: HeadOutput, world: World) -> HeadOutput:
     """What the losses need of a head, for the images of all processes."""
-    if team.size == 1:
+    if world.size == 1:
         return output
     assert output.logits is not None, "a network in training has logits"
-    return replace(output, pooled=team.gather(output.pooled), logits=team.gather(output.logits))
-
-
-def _terms(head: HeadLoss) -> tuple[Tensor, Tensor, Tensor]:
-    return head.identity, head.triplet, head.active
+    return replace(output, pooled=world.gather(output.pooled), logits=world.gather(output.logits))

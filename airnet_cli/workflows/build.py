@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from airnet_cli.config.presets import validate_preset
-from airnet_cli.config.schema import Preset
-from airnet_cli.core import checkpoint as core_checkpoint
+from airnet_cli.config.schema import Preset, Training
 from airnet_cli.core.averaging import WeightAverage
 from airnet_cli.core.checkpoint import Checkpoint
 from airnet_cli.core.data.dataset import ImageDataset, TrainingLoader
@@ -18,15 +16,11 @@ from airnet_cli.core.data.manifest import Manifest, count_splits
 from airnet_cli.core.data.records import SPLITS
 from airnet_cli.core.data.sampler import BatchShare, IdentitySampler
 from airnet_cli.core.data.transforms import Augmentation
-from airnet_cli.core.distributed import ALONE, Team, synchronize_batch_norms
-from airnet_cli.core.model.airnet import (
-    AirNet,
-    interaction_poolings,
-    start_interaction_at_identity,
-)
-from airnet_cli.core.model.backbone import Backbone, build_backbone, replace_relu6
+from airnet_cli.core.distributed import SINGLE, World
+from airnet_cli.core.model.airnet import AirNet
+from airnet_cli.core.model.backbone import build_backbone
 from airnet_cli.core.model.weights import load_imagenet, load_weights
-from airnet_cli.core.training import RATE_FACTOR, Schedule, Trainer
+from airnet_cli.core.training import Schedule, Trainer
 from airnet_cli.errors import DataError, TrainingError
 
 
@@ -37,7 +31,7 @@ def build_network(preset: Preset, *, identities: int | None) -> AirNet:
     Raises:
         WeightsError: `model.init` can't be had or does not fit.
     """
-    backbone = _build_backbone(preset)
+    backbone = build_backbone(preset.model.backbone)
     match preset.model.init:
         case "none":
             pass
@@ -45,16 +39,15 @@ def build_network(preset: Preset, *, identities: int | None) -> AirNet:
             load_imagenet(backbone, preset.model.backbone)
         case path:
             load_weights(backbone, Path(path).expanduser())
-    network = _build_heads(backbone, preset, identities=identities)
-    if preset.training.interaction_init == "identity":
-        start_interaction_at_identity(network)
-    return _channels_last(network)
+    network = AirNet(backbone, variant=preset.model.variant, identities=identities)
+    return network.to(memory_format=torch.channels_last)
 
 
 def describe_network(preset: Preset, *, identities: int | None) -> AirNet:
     """The network without memory or weights: its shape and parameter counts."""
     with torch.device("meta"):
-        return _build_heads(_build_backbone(preset), preset, identities=identities)
+        backbone = build_backbone(preset.model.backbone)
+        return AirNet(backbone, variant=preset.model.variant, identities=identities)
 
 
 def restore_network(checkpoint: Checkpoint) -> tuple[AirNet, Preset]:
@@ -74,15 +67,15 @@ def build_trainer(
     manifest: Manifest,
     *,
     device: torch.device,
-    team: Team = ALONE,
+    world: World = SINGLE,
 ) -> tuple[Trainer, tuple[int, ...]]:
     """Everything that training needs, and the person_id of each class.
 
-    In a team, of the share of this process; the batch norms of `network` are synchronised.
+    Of several processes, each loads its share of every batch.
 
     Raises:
         DataError: fewer training identities than a batch needs.
-        TrainingError: the identities of a batch can't be dealt to the team evenly.
+        TrainingError: the identities of a batch can't be divided evenly among the processes.
     """
     training = preset.training
     identities = training_identities(preset, manifest)
@@ -94,13 +87,11 @@ def build_trainer(
             f"there are {len(identities)} identities of data set '{manifest.name}' to train on; "
             f"training.identities_per_batch = {training.identities_per_batch} needs as many"
         )
-    if training.identities_per_batch % team.size:
+    if training.identities_per_batch % world.size:
         raise TrainingError(
-            f"the {training.identities_per_batch} people of a batch can't be dealt evenly to "
-            f"{team.size} processes; start as many as divide training.identities_per_batch, or "
-            "change that"
+            f"the {training.identities_per_batch} people of a batch can't be divided evenly "
+            f"among {world.size} processes; start as many as divide training.identities_per_batch"
         )
-    synchronize_batch_norms(network, team, device)
     sampler = IdentitySampler(
         person_ids,
         identities_per_batch=training.identities_per_batch,
@@ -113,39 +104,26 @@ def build_trainer(
             height_px=preset.data.height_px,
             width_px=preset.data.width_px,
         ),
-        BatchShare(sampler, member=team.member, size=team.size) if team.size > 1 else sampler,
+        BatchShare(sampler, member=world.rank, size=world.size) if world.size > 1 else sampler,
         workers=training.workers,
         pin_memory=device.type == "cuda",
     )
+    optimizer = torch.optim.Adam(
+        [parameter for parameter in network.parameters() if parameter.requires_grad],
+        lr=training.learning_rate,
+        weight_decay=training.weight_decay,
+        # One kernel a step where launching kernels costs; it rounds differently from the plain one,
+        # which CPU runs keep.
+        fused=True if device.type == "cuda" else None,
+    )
     trainer = Trainer(
         network=network,
-        optimizer=torch.optim.Adam(
-            _parameter_groups(network, interaction_factor=training.interaction_lr_factor),
-            lr=training.learning_rate,
-            weight_decay=training.weight_decay,
-            # One kernel a step where launching kernels costs; its roundings are others than those
-            # of the plain one, which CPU runs keep.
-            fused=True if device.type == "cuda" else None,
-        ),
-        schedule=Schedule(
-            shape=training.schedule,
-            learning_rate=training.learning_rate,
-            factor=training.learning_rate_factor,
-            epochs=training.learning_rate_epochs,
-            total_epochs=training.epochs,
-            warmup_epochs=training.warmup_epochs,
-            warmup_start=training.warmup_start,
-        ),
+        optimizer=optimizer,
+        schedule=_schedule(training),
         sampler=sampler,
         loader=loader,
         labels=torch.tensor([label_of[person_id] for person_id in person_ids]),
-        augmentation=Augmentation(
-            flip_probability=training.flip_probability,
-            erasing_probability=training.erasing.probability,
-            erasing_area=training.erasing.area,
-            erasing_aspect=training.erasing.aspect,
-            pad_crop_px=training.pad_crop_px,
-        ),
+        augmentation=_augmentation(training),
         triplet_margin=training.triplet_margin,
         label_smoothing=training.label_smoothing,
         precision=training.precision,
@@ -153,11 +131,32 @@ def build_trainer(
         seed=training.seed,
         scaler=torch.amp.GradScaler(device.type, enabled=training.precision == "fp16"),
         clip_norm=training.clip_norm,
-        freeze_epochs=training.freeze_epochs,
         average=(WeightAverage(network, decay=training.ema_decay) if training.ema_decay else None),
-        team=team,
+        world=world,
     )
     return trainer, identities
+
+
+def _schedule(training: Training) -> Schedule:
+    return Schedule(
+        shape=training.schedule,
+        learning_rate=training.learning_rate,
+        factor=training.learning_rate_factor,
+        epochs=training.learning_rate_epochs,
+        total_epochs=training.epochs,
+        warmup_epochs=training.warmup_epochs,
+        warmup_start=training.warmup_start,
+    )
+
+
+def _augmentation(training: Training) -> Augmentation:
+    return Augmentation(
+        flip_probability=training.flip_probability,
+        erasing_probability=training.erasing.probability,
+        erasing_area=training.erasing.area,
+        erasing_aspect=training.erasing.aspect,
+        pad_crop_px=training.pad_crop_px,
+    )
 
 
 def training_identities(preset: Preset, manifest: Manifest) -> tuple[int, ...]:
@@ -215,38 +214,3 @@ def _split_identities(preset: Preset, manifest: Manifest) -> IdentitySplit:
         val_ids=preset.training.val_ids,
         seed=preset.training.seed,
     )
-
-
-def _build_backbone(preset: Preset) -> Backbone:
-    backbone = build_backbone(preset.model.backbone)
-    if preset.model.activation == "relu":
-        replace_relu6(backbone)
-    return backbone
-
-
-def _build_heads(backbone: Backbone, preset: Preset, *, identities: int | None) -> AirNet:
-    return AirNet(
-        backbone,
-        variant=preset.model.variant,
-        identities=identities,
-        attention=preset.model.attention,
-    )
-
-
-def _parameter_groups(network: AirNet, *, interaction_factor: float) -> list[dict[str, Any]]:
-    """What the optimizer trains: all in one group, or Wu and Wv in one with a rate of their own."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    interaction = [
-        parameter for pooling in interaction_poolings(network) for parameter in pooling.parameters()
-    ]
-    if interaction_factor == 1 or not interaction:
-        return [{"params": trained}]
-    own = {id(parameter) for parameter in interaction}
-    return [
-        {"params": [parameter for parameter in trained if id(parameter) not in own]},
-        {"params": interaction, RATE_FACTOR: interaction_factor},
-    ]
-
-
-def _channels_last(network: AirNet) -> AirNet:
-    return network.to(memory_format=torch.channels_last)

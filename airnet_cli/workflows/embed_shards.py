@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from airnet_cli.core.distributed import launched_member, launched_size, take_device
+from airnet_cli.core.distributed import launched_rank, launched_size, take_device
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import (
     choose_device,
@@ -169,7 +169,7 @@ def _here(
         take_device(choose_device(job.device))
     worker = ShardWorker(job, model)
     worker.advise(noted)
-    turn = range(launched_member(), worker.plan.shards, launched_size())
+    turn = range(launched_rank(), worker.plan.shards, launched_size())
     return worker, worker.device, tuple(worker.compute_all(turn, progress, noted))
 
 
@@ -189,7 +189,7 @@ def _by_ray(
 
 def speaks() -> bool:
     """Whether this process is the one that is listened to: of those of torchrun, the first."""
-    return launched_member() == 0
+    return launched_rank() == 0
 
 
 def remove_leftovers(folder: Folder) -> None:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from airnet_cli.config.presets import overridden_keys
+from airnet_cli.config.presets import changed_preset, overridden_keys
 from airnet_cli.config.schema import Preset
 from airnet_cli.errors import UsageError
 from airnet_cli.workflows.compare import VARIANTS
 from airnet_cli.workflows.recorded import RecordedRun, find_recorded, runs_below
-from airnet_cli.workflows.settings import VARIANT, identity, settings_of
+from airnet_cli.workflows.settings import SEED, VARIANT, identity, settings_of
 
 RunState = Literal["finished", "unfinished", "missing"]
 
@@ -105,15 +105,13 @@ def plan_variants(
     """What there is under `runs_root` of `variants`, with `runs` seeds each from the preset's on.
 
     Nothing is changed on disk.
+
+    Raises:
+        PresetError: a seed that the schema refuses.
     """
     first = preset.training.seed
     presets = [
-        preset.model_copy(
-            update={
-                "model": preset.model.model_copy(update={"variant": variant}),
-                "training": preset.training.model_copy(update={"seed": seed}),
-            }
-        )
+        changed_preset(preset, {VARIANT: variant, SEED: seed}, source=f"of {variant}, seed {seed}")
         for seed in range(first, first + runs)
         for variant in variants
     ]

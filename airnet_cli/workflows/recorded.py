@@ -99,7 +99,8 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     """
     path = run / LOG
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # a line may be under way
+        lines = [json.loads(line) for line in whole.splitlines()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

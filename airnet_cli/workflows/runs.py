@@ -3,7 +3,7 @@
 runs/PRESET-DATE-TIME/
   preset.json                  resolved preset, seed, library versions, device: written first
   log.jsonl                    one line per finished epoch
-  model.safetensors            the checkpoint of the last finished epoch
+  model.safetensors            the checkpoint, written when the network is scored
   training-state.safetensors   for --resume
   scores.json                  written last: a run that has it is finished
 """
@@ -50,7 +50,8 @@ def find_model(path: Path | None, runs_root: Path) -> Model:
     if path.is_dir():
         if not (path / CHECKPOINT).is_file():
             raise CheckpointError(
-                f"'{path}' holds no {CHECKPOINT}; it is not a run, or has no epoch yet"
+                f"'{path}' has no {CHECKPOINT}: it is not a run, or an unfinished one that was not "
+                f"scored yet; finish it with `airnet train --resume {path}`"
             )
         return Model(path / CHECKPOINT, path, was_chosen=False)
     if not path.is_file():

@@ -63,17 +63,16 @@ class Selection:
         last = self.preset.training.epochs
         return epoch == last or bool(epoch and every and epoch % every == 0)
 
-    def save(self, epoch: int) -> None:
-        """Write the checkpoint of `epoch`, unless a better one stands there."""
-        if self.best is None:
-            self._write(self._summary(epoch))
-
     def score(self, epoch: int) -> EpochScores:
-        """Score the network as it is after `epoch`; if it is the best so far, keep it."""
+        """Score the network as it is after `epoch`; write its checkpoint unless a better one is
+        there.
+        """
         validation = test = None
         # While epochs are chosen from, the checkpoint may be another epoch's: no fingerprint.
         model = None if self.chooses else self._model
         training = self._summary(epoch)
+        if not self.chooses:
+            self._write(training)
         if self.validation is not None:
             validation = self._score(
                 self.validation.manifest,

@@ -1,19 +1,22 @@
-"""Train a preset into a run folder, once or several times; go on with a stopped run.
+"""Train a preset into a run folder, once or several times; resume a stopped run.
 
-Processes that torchrun started train as one (`core/distributed.py`): the first of them writes,
-scores and is listened to; each returns the same.
+Processes that torchrun started train one run together (`core/distributed.py`): only rank 0 writes,
+evaluates and reports.
+
+An epoch ends with its scores where they are due, its line in log.jsonl, and last the training
+state. Resuming starts at the state: it drops log lines of later epochs and repeats those epochs.
 """
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from airnet_cli.config.presets import validate_preset
+from airnet_cli.config.presets import changed_preset, validate_preset
 from airnet_cli.config.schema import Preset
 from airnet_cli.core.checkpoint import (
     Best,
@@ -22,10 +25,16 @@ from airnet_cli.core.checkpoint import (
     write_training_state,
 )
 from airnet_cli.core.data.manifest import load_prepared
-from airnet_cli.core.distributed import ALONE, Team, joining, launched_size, leads, remembered
-from airnet_cli.core.events import event_writer
+from airnet_cli.core.distributed import (
+    SINGLE,
+    World,
+    kept_over_restarts,
+    launched_rank,
+    launched_size,
+    process_group,
+)
+from airnet_cli.core.events import epoch_numbers, event_writer
 from airnet_cli.core.files import lock_folder, remove_parts, write_json, write_text
-from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.retrieval.protocol import check_scorable
 from airnet_cli.core.runtime import (
@@ -45,9 +54,9 @@ from airnet_cli.workflows.build import (
     training_identities,
 )
 from airnet_cli.workflows.evaluate import Evaluation
-from airnet_cli.workflows.recorded import read_log
+from airnet_cli.workflows.recorded import read_object
 from airnet_cli.workflows.runs import LOG, PRESET, SCORES, STATE, new_run
-from airnet_cli.workflows.selection import Selection
+from airnet_cli.workflows.selection import EpochScores, Selection
 
 
 @dataclass(frozen=True)
@@ -60,27 +69,34 @@ class RunStart:
     heads: tuple[str, ...]
 
 
+def _ignore(*_: object) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Listener:
     """What a caller hears while a run goes on."""
 
-    started: Callable[[RunStart], None]
-    """Training begins (or goes on)."""
-    noted: Callable[[str], None]
-    """Something worth knowing was noticed."""
-    epoch_finished: Callable[[EpochReport], None]
+    started: Callable[[RunStart], None] = _ignore
+    """Training begins or is resumed."""
+    noted: Callable[[str], None] = _ignore
+    """Something that the user should know."""
+    epoch_finished: Callable[[EpochReport], None] = _ignore
     """An epoch was trained and saved."""
-    evaluated: Callable[[int, Evaluation], None]
-    """The network was scored on query and gallery after so many finished epochs."""
-    validated: Callable[[int, Evaluation], None] = lambda epoch, evaluation: None
+    evaluated: Callable[[int, Evaluation], None] = _ignore
+    """The network was scored on query and gallery after this number of finished epochs."""
+    validated: Callable[[int, Evaluation], None] = _ignore
     """It was scored on held-out training people."""
 
 
-def _ignore(*_: object) -> None: ...
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Where a training reads and writes, on which device, and who hears of it."""
 
-
-SILENT = Listener(started=_ignore, noted=_ignore, epoch_finished=_ignore, evaluated=_ignore)
-"""Nobody listens."""
+    data_root: Path
+    runs_root: Path
+    device: DeviceName
+    listener: Listener = Listener()
+    progress: Progress = silent
 
 
 @dataclass(frozen=True)
@@ -93,162 +109,83 @@ class TrainedRun:
     """Of training alone, all epochs of this session."""
 
 
-def train(
-    preset: Preset,
-    *,
-    preset_name: str,
-    data_root: Path,
-    runs_root: Path,
-    device: DeviceName,
-    listener: Listener,
-    progress: Progress = silent,
-) -> TrainedRun:
-    """Train `preset` in a new run folder under `runs_root` and score it.
+def train(preset: Preset, preset_name: str, options: TrainOptions) -> TrainedRun | None:
+    """Train `preset` in a new run folder and score it; None on ranks other than 0.
 
-    Where torchrun started this process again, the run of those before it goes on.
+    When torchrun has started this process again, it resumes the run of its first start.
 
     Raises:
         AirnetError: data, weights, device or precision that can't be had; a loss that is not
-        finite; another process of the team that ended.
+            finite; another process that ended.
     """
-    seed_everything(preset.training.seed)
-    chosen = choose_device(device)
 
-    def make() -> str:
-        return str(new_run(runs_root, preset_name))
-
-    with contextlib.ExitStack() as held, joining(chosen) as team:
-        return _run(
-            preset,
-            lambda: held.enter_context(_alone_in(Path(remembered(f"run {preset_name}", make)))),
-            data_root=data_root,
-            device=chosen,
-            team=team,
-            listener=listener,
-            progress=progress,
+    def folder() -> Path:
+        run = kept_over_restarts(
+            f"run {preset_name}", lambda: str(new_run(options.runs_root, preset_name))
         )
+        return locks.enter_context(_locked(Path(run)))
 
-
-def train_into(
-    run: Path,
-    preset: Preset,
-    *,
-    data_root: Path,
-    device: DeviceName,
-    listener: Listener,
-    progress: Progress = silent,
-) -> TrainedRun:
-    """Train `preset` in the folder `run`, which the caller has locked; see `train`.
-
-    A run of `preset` that was stopped there goes on at the start of its first unfinished epoch.
-    """
-    seed_everything(preset.training.seed)
-    return _run(
-        preset,
-        lambda: run,
-        data_root=data_root,
-        device=choose_device(device),
-        team=ALONE,
-        listener=listener,
-        progress=progress,
-    )
+    with contextlib.ExitStack() as locks:
+        return _train_together(preset, folder, options)
 
 
 def train_runs(
-    preset: Preset,
-    *,
-    preset_name: str,
-    runs: int,
-    data_root: Path,
-    runs_root: Path,
-    device: DeviceName,
-    listener: Listener,
-    progress: Progress = silent,
+    preset: Preset, preset_name: str, options: TrainOptions, *, runs: int
 ) -> tuple[TrainedRun, ...]:
-    """Train `runs` runs of `preset`, with its seed S, S+1, S+2, …; see `train`.
+    """Train `runs` runs of `preset`, with its seed S, S+1, S+2, …; none on ranks other than 0.
 
     Raises:
         UsageError: several runs by several processes of torchrun.
+        PresetError: a seed that the schema refuses; nothing was trained.
         AirnetError: as `train`.
     """
     if runs > 1:
-        refuse_team("--runs")
+        refuse_torchrun("--runs")
     first = preset.training.seed
-    return tuple(
-        train(
-            preset.model_copy(
-                update={"training": preset.training.model_copy(update={"seed": seed})}
-            ),
-            preset_name=preset_name,
-            data_root=data_root,
-            runs_root=runs_root,
-            device=device,
-            listener=listener,
-            progress=progress,
-        )
-        for seed in range(first, first + runs)
-    )
+    presets = [
+        changed_preset(preset, {"training.seed": first + run}, source=f"of run {run + 1} of {runs}")
+        for run in range(runs)
+    ]
+    trained = [train(each, preset_name, options) for each in presets]
+    return tuple(run for run in trained if run is not None)
 
 
-def resume(
-    run: Path,
-    *,
-    data_root: Path,
-    device: DeviceName,
-    listener: Listener,
-    progress: Progress = silent,
-) -> TrainedRun:
-    """Go on with a stopped run at the start of its first unfinished epoch.
+def train_into(run: Path, preset: Preset, options: TrainOptions) -> None:
+    """Train `preset` in the folder `run`, which the caller has locked; see `train`.
+
+    A run of `preset` that was stopped there is resumed.
+    """
+    _train(preset, lambda: run, options, choose_device(options.device), SINGLE)
+
+
+def resume(run: Path, options: TrainOptions) -> TrainedRun | None:
+    """Resume a stopped run at the start of its first unfinished epoch; None on other ranks than 0.
 
     Raises:
-        CheckpointError: `run` is no run folder, is finished, or is trained by another process.
+        CheckpointError: `run` is not a run folder, is finished, or another process trains it.
+        AirnetError: as `train`.
     """
-    recorded = _read_record(run)
+    if not (run / PRESET).exists():
+        raise CheckpointError(f"'{run}' is not a run folder: it has no {PRESET}")
+    recorded = read_object(run / PRESET)
     preset = validate_preset(recorded.get("preset", {}), source=str(run / PRESET))
     if (run / SCORES).exists():
         raise CheckpointError(f"run '{run}' is finished; there is nothing to resume")
-    seed_everything(preset.training.seed)
-    chosen = choose_device(device)
-    with contextlib.ExitStack() as held, joining(chosen) as team:
-        place = team.tell(lambda: held.enter_context(_alone_in(run)))
-        return _run(
-            preset,
-            lambda: place,
-            data_root=data_root,
-            device=chosen,
-            team=team,
-            listener=listener,
-            progress=progress,
-        )
+    with _locked(run) if launched_rank() == 0 else contextlib.nullcontext():
+        return _train_together(preset, lambda: run, options)
 
 
-def speaks() -> bool:
-    """Whether this process is the one that is listened to: of several, the first."""
-    return leads()
-
-
-def refuse_team(option: str) -> None:
-    """Refuse what trains one run after the other where torchrun started several processes.
+def refuse_torchrun(option: str) -> None:
+    """Refuse an option that trains several runs where torchrun started several processes.
 
     Raises:
         UsageError: it did.
     """
     if launched_size() > 1:
         raise UsageError(
-            f"under torchrun {option} trains no runs one after the other; start torchrun once for "
-            "each run, with --seed, or airnet without it"
+            f"{option} trains several runs, and the processes of torchrun train one run together; "
+            "start torchrun once for each run, with --seed, or airnet without torchrun"
         )
-
-
-@contextlib.contextmanager
-def _alone_in(run: Path) -> Iterator[Path]:
-    """Lock the run folder while it is trained: two processes would spoil each other's files."""
-    with lock_folder(run) as is_ours:
-        if not is_ours:
-            raise CheckpointError(
-                f"run '{run}' is being trained by another process; wait for it, or stop it first"
-            )
-        yield run
 
 
 @dataclass(frozen=True)
@@ -281,56 +218,53 @@ def summarize(trained: tuple[TrainedRun, ...]) -> Summary:
     )
 
 
-def _run(
+def _train_together(
+    preset: Preset, folder: Callable[[], Path], options: TrainOptions
+) -> TrainedRun | None:
+    """As `_train`, with all processes that torchrun started."""
+    device = choose_device(options.device)
+    with process_group(device) as world:
+        return _train(preset, folder, options, device, world)
+
+
+@contextlib.contextmanager
+def _locked(run: Path) -> Iterator[Path]:
+    """Lock the run folder while it is trained: two processes would spoil each other's files."""
+    with lock_folder(run) as is_ours:
+        if not is_ours:
+            raise CheckpointError(
+                f"run '{run}' is being trained by another process; wait for it, or stop it first"
+            )
+        yield run
+
+
+def _train(
     preset: Preset,
     folder: Callable[[], Path],
-    *,
-    data_root: Path,
+    options: TrainOptions,
     device: torch.device,
-    team: Team,
-    listener: Listener,
-    progress: Progress,
-) -> TrainedRun:
-    if not team.leads:
-        listener, progress = SILENT, silent
+    world: World,
+) -> TrainedRun | None:
+    seed_everything(preset.training.seed)
     check_precision(preset.training.precision, device)
-    manifest = load_prepared(data_root, preset.data.name)
+    manifest = load_prepared(options.data_root, preset.data.name)
     check_scorable(manifest, camera_filter=preset.evaluation.camera_filter)
     validation = build_validation(preset, manifest)
-    network = build_network(preset, identities=len(training_identities(preset, manifest))).to(
-        device
-    )
-    trainer, identities = build_trainer(preset, network, manifest, device=device, team=team)
-    run = team.tell(folder)  # only now: a request that can't be carried out leaves no folder behind
-    finished, best = 0, None
-    if (run / STATE).exists():
-        state = read_training_state(
-            run / STATE,
-            network,
-            trainer.optimizer,
-            average=_average(trainer),
-            scaler=trainer.scaler,
+    classes = len(training_identities(preset, manifest))
+    network = build_network(preset, identities=classes).to(device)
+    trainer, identities = build_trainer(preset, network, manifest, device=device, world=world)
+    run = world.broadcast(folder)  # only now: a request that fails leaves no folder behind
+    finished, best = _restore(run, trainer)
+    if finished != (of_first := world.broadcast(lambda: finished)):
+        raise TrainingError(
+            f"rank {world.rank} finds {finished} finished epochs in run '{run}', rank 0 "
+            f"{of_first}; --runs-root must be one folder that all machines share"
         )
-        finished, best = state.finished_epochs, state.best
-    _check_shared(run, team.ask(finished))
-    if not team.leads:
+    if world.rank > 0:
         for _ in trainer.fit(epochs=preset.training.epochs, first_epoch=finished):
             pass
-        return team.tell(_never)
-    remove_parts(run)
-    if finished:
-        _cut_log(run / LOG, finished)
-    else:
-        write_json(run / PRESET, _record(preset, device, team))
-    listener.started(RunStart(run, preset, device.type, network.head_names))
-    if preset.training.precision == "bf16" and not has_native_bfloat16(device):
-        listener.noted(
-            f"this {device.type} has no bfloat16 of its own; --precision fp32 is faster here"
-        )
-
-    seconds = 0.0
-    evaluation: Evaluation | None = None
-    epochs = preset.training.epochs
+        world.barrier()
+        return None
     selection = Selection(
         run=run,
         preset=preset,
@@ -340,72 +274,82 @@ def _run(
         validation=validation,
         device=device,
         best=best,
-        progress=progress,
+        progress=options.progress,
     )
-
-    def score(epoch: int, line: dict[str, Any]) -> Evaluation | None:
-        scores = selection.score(epoch)
-        line |= scores.to_dict()
-        if line.get("epoch") == epoch:
-            _write_log(run / LOG, line)
-        if scores.validation is not None:
-            listener.validated(epoch, scores.validation)
-        if scores.test is not None:
-            listener.evaluated(epoch, scores.test)
-        return scores.test
-
+    _start(trainer, selection, finished, options.listener)
     try:
-        if finished:  # it may have been stopped between the state and what follows it
-            selection.save(finished)
-            line = (read_log(run) or [{}])[-1]
-            # Without them, the choice would be another one, or the run or its log would have none.
-            is_needed = selection.chooses or finished == epochs or "scores" not in line
-            if selection.is_due(finished) and is_needed:
-                evaluation = score(finished, line)
-        write_events = event_writer(run)
-        for report in trainer.fit(epochs=epochs, first_epoch=finished, progress=progress):
-            seconds += report.seconds
-            line = asdict(report)
-            line["images_per_second"] = report.images_per_second
-            # Before the state: a line too many is dropped on resuming, a missing one is lost.
-            _write_log(run / LOG, line)
-            _save(run, trainer, finished_epochs=report.epoch, best=selection.best)
-            selection.save(report.epoch)
-            listener.epoch_finished(report)
-            if selection.is_due(report.epoch):
-                evaluation = score(report.epoch, line)
-            write_events(report.epoch, _numbers(line))
-        if selection.chooses:
-            evaluation = selection.choose()
-            listener.noted(selection.explain())
-            listener.evaluated(evaluation.protocol["training"]["finished_epochs"], evaluation)
+        trained = _train_epochs(trainer, selection, finished, options)
     except (KeyboardInterrupt, DataError, OutputError):
-        listener.noted(_how_to_go_on(run))
+        options.listener.noted(_how_to_resume(run))
         raise
-    assert evaluation is not None  # the last epoch is always scored
-    write_json(run / SCORES, evaluation.to_dict())
-    trained = TrainedRun(run, evaluation, seconds)
-    return team.tell(lambda: trained)
+    world.barrier()
+    return trained
 
 
-def _never() -> TrainedRun:
-    raise AssertionError("the first process tells")
-
-
-def _check_shared(run: Path, finished: list[int]) -> None:
-    """Refuse to go on where the processes of a team see different training states."""
-    if len(set(finished)) > 1:
-        raise TrainingError(
-            f"the processes read different states of run '{run}', after "
-            f"{', '.join(map(str, finished))} epochs; --runs-root must be one folder that all "
-            "machines share"
+def _start(trainer: Trainer, selection: Selection, finished: int, listener: Listener) -> None:
+    """Leave in the run folder what belongs to the `finished` epochs, and announce the training."""
+    run, preset, device = selection.run, selection.preset, trainer.device
+    remove_parts(run)
+    _cut_log(run / LOG, finished)
+    if not finished:
+        write_json(run / PRESET, _record(preset, device, trainer.world))
+    listener.started(RunStart(run, preset, device.type, trainer.network.head_names))
+    if preset.training.precision == "bf16" and not has_native_bfloat16(device):
+        listener.noted(
+            f"this {device.type} has no bfloat16 of its own; --precision fp32 is faster here"
         )
 
 
-def _how_to_go_on(run: Path) -> str:
+def _train_epochs(
+    trainer: Trainer, selection: Selection, finished: int, options: TrainOptions
+) -> TrainedRun:
+    run, epochs, listener = selection.run, selection.preset.training.epochs, options.listener
+    seconds = 0.0
+    scores: EpochScores | None = None
+    write_events = event_writer(run)
+    for report in trainer.fit(epochs=epochs, first_epoch=finished, progress=options.progress):
+        seconds += report.seconds
+        scores = selection.score(report.epoch) if selection.is_due(report.epoch) else None
+        line = asdict(report) | {"images_per_second": report.images_per_second}
+        line |= scores.to_dict() if scores else {}
+        _append(run / LOG, line)
+        _save(run, trainer, finished_epochs=report.epoch, best=selection.best)
+        write_events(report.epoch, epoch_numbers(line))
+        listener.epoch_finished(report)
+        if scores and scores.validation:
+            listener.validated(report.epoch, scores.validation)
+        if scores and scores.test:
+            listener.evaluated(report.epoch, scores.test)
+    if selection.chooses:
+        evaluation = selection.choose()
+        listener.noted(selection.explain())
+        listener.evaluated(evaluation.protocol["training"]["finished_epochs"], evaluation)
+    else:  # without scores, all epochs were finished when it was resumed
+        last = scores or selection.score(epochs)
+        assert last.test is not None
+        evaluation = last.test
+    write_json(run / SCORES, evaluation.to_dict())
+    return TrainedRun(run, evaluation, seconds)
+
+
+def _how_to_resume(run: Path) -> str:
     if not (run / STATE).exists():
-        return f"stopped in the first epoch, which begins anew: airnet train --resume {run}"
+        return f"stopped before an epoch was saved; begin again: airnet train --resume {run}"
     return f"stopped; the finished epochs are saved: airnet train --resume {run}"
+
+
+def _restore(run: Path, trainer: Trainer) -> tuple[int, Best | None]:
+    """Read the training state of `run` into `trainer`: finished epochs, and the best so far."""
+    if not (run / STATE).exists():
+        return 0, None
+    state = read_training_state(
+        run / STATE,
+        trainer.network,
+        trainer.optimizer,
+        average=trainer.average.network if trainer.average else None,
+        scaler=trainer.scaler,
+    )
+    return state.finished_epochs, state.best
 
 
 def _save(run: Path, trainer: Trainer, *, finished_epochs: int, best: Best | None) -> None:
@@ -414,62 +358,33 @@ def _save(run: Path, trainer: Trainer, *, finished_epochs: int, best: Best | Non
         trainer.network,
         trainer.optimizer,
         finished_epochs=finished_epochs,
-        average=_average(trainer),
+        average=trainer.average.network if trainer.average else None,
         scaler=trainer.scaler,
         best=best,
     )
 
 
-def _average(trainer: Trainer) -> AirNet | None:
-    return None if trainer.average is None else trainer.average.network
-
-
-def _record(preset: Preset, device: torch.device, team: Team) -> dict[str, Any]:
+def _record(preset: Preset, device: torch.device, world: World) -> dict[str, Any]:
     return {
         "version": 1,
         "preset": preset.model_dump(mode="json"),
         "device": device.type,
         "threads": torch.get_num_threads(),
-        "processes": team.size,
+        "processes": world.size,
         "versions": library_versions(),
     }
 
 
-def _read_record(run: Path) -> dict[str, Any]:
-    path = run / PRESET
+def _append(path: Path, line: dict[str, Any]) -> None:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"'{run}' is no run folder: it has no {PRESET}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"'{path}' can't be read: {error}") from None
-    return record if isinstance(record, dict) else {}
-
-
-def _write_log(path: Path, line: dict[str, Any]) -> None:
-    """Put the line of an epoch behind those of the epochs before it, in place of an older one."""
-    write_text(path, "".join([*_log_lines(path)[: line["epoch"] - 1], json.dumps(line) + "\n"]))
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise OutputError(f"can't write '{path}': {error.strerror}") from error
 
 
 def _cut_log(path: Path, finished: int) -> None:
     """Keep the lines of the first `finished` epochs."""
-    lines = _log_lines(path)
-    if len(lines) > finished:
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         write_text(path, "".join(lines[:finished]))
-
-
-def _log_lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-
-
-def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """What TensorBoard shows of an epoch's line."""
-    numbers = {key: line[key] for key in ("loss", "learning_rate", "images_per_second")}
-    for head in line["heads"]:
-        for key in ("identity_loss", "triplet_loss", "active_triplets"):
-            numbers[f"{key}/{head['name']}"] = head[key]
-    for key in ("mAP", "mINP"):
-        for scored in ("scores", "validation"):
-            if scored in line:
-                numbers[f"{scored}/{key}"] = line[scored][key]
-    return numbers

@@ -10,25 +10,19 @@ from pathlib import Path
 
 from airnet_cli.config.schema import Preset
 from airnet_cli.core.files import lock_folder
-from airnet_cli.core.progress import Progress, silent
-from airnet_cli.core.runtime import DeviceName
 from airnet_cli.errors import CheckpointError, TrainingError
 from airnet_cli.workflows.compare import Comparison, compare
 from airnet_cli.workflows.plan import Plan, PlannedRun, plan_presets
 from airnet_cli.workflows.runs import PRESET, SCORES
-from airnet_cli.workflows.train import Listener, refuse_team, train_into
+from airnet_cli.workflows.train import TrainOptions, refuse_torchrun, train_into
 
 
 def train_variants(
     plan: Plan,
-    *,
     preset_name: str,
-    data_root: Path,
-    runs_root: Path,
-    device: DeviceName,
-    listener: Listener,
+    options: TrainOptions,
+    *,
     on_run: Callable[[int, PlannedRun], None],
-    progress: Progress = silent,
 ) -> Comparison:
     """Train what is not finished of `plan`, and put its runs side by side.
 
@@ -41,10 +35,10 @@ def train_variants(
         UsageError: torchrun started several processes.
         AirnetError: as `train`.
     """
-    refuse_team("--variants")
+    refuse_torchrun("--variants")
 
     def look_up(*presets: Preset) -> Plan:
-        return plan_presets(presets, preset_name=preset_name, runs_root=runs_root)
+        return plan_presets(presets, preset_name=preset_name, runs_root=options.runs_root)
 
     waiting = list(enumerate(plan.runs, start=1))
     failures: list[str] = []
@@ -61,21 +55,14 @@ def train_variants(
                         taken.append((number, now))
                     elif not (now.run / SCORES).exists():
                         on_run(number, now)
-                        train_into(
-                            now.run,
-                            now.preset,
-                            data_root=data_root,
-                            device=device,
-                            listener=listener,
-                            progress=progress,
-                        )
+                        train_into(now.run, now.preset, options)
             except TrainingError as error:
                 failures.append(f"{now.variant}, seed {now.seed}: {error}")
         if len(taken) == len(waiting):
             break  # all that is left is in other hands
         waiting = taken
     for _, planned in waiting:
-        listener.noted(f"{planned.run} is being trained by another process; left to it")
+        options.listener.noted(f"{planned.run} is being trained by another process; left to it")
     if failures:
         count = "a run" if len(failures) == 1 else f"{len(failures)} runs"
         raise TrainingError(f"{count} of {len(plan.runs)} failed", *failures)

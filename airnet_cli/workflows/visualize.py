@@ -271,20 +271,17 @@ def _attention_sheet(embedder: Embedder, images: Sequence[Path]) -> _Sheet:
                     attention.head,
                     embedder.network.variant,
                     attention.heat,
-                    is_signed=attention.is_signed,
+                    is_signed=True,
                     caption=f"{attention.heat.min():.2g} to {attention.heat.max():.2g}",
                 )
                 for attention in of_image
             )
             rows.append(SaliencyRow(path.name, path, panels))
-    if embedder.preset.model.attention == "softmax":
-        text = "The softmax of X Wu: the share that attention-based pooling gives each place."
-    else:
-        text = (
-            "The weight X Wu that attention-based pooling (eq. 3) gives each place. It is signed: "
-            "orange and blue places count against each other, and which is which has no meaning "
-            "of its own."
-        )
+    text = (
+        "The weight X Wu that attention-based pooling (eq. 3) gives each place. It is signed: "
+        "orange and blue places count against each other, and which is which has no meaning "
+        "of its own."
+    )
     return _Sheet(
         "attention", "Attention of the interaction head", text + _SCALED, saliency=tuple(rows)
     )

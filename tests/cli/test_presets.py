@@ -15,8 +15,8 @@ def test_list():
     result = runner.invoke(app, ["presets"])
     assert (result.exit_code, result.stderr) == (0, "")
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    for preset in list_presets():
-        assert f"{preset.name} {preset.description}" in lines
+    for name, description in list_presets().items():
+        assert f"{name} {description}" in lines
 
 
 def test_list_as_json():
@@ -24,7 +24,7 @@ def test_list_as_json():
     result = runner.invoke(app, ["presets", "--json"])
     assert json.loads(result.stdout) == {
         "version": 1,
-        "presets": {preset.name: preset.description for preset in list_presets()},
+        "presets": list_presets(),
     }
 
 

@@ -1,4 +1,4 @@
-"""The moving average of a network's weights, beside the sum written out."""
+"""The moving average of a network's weights, next to the sum written out."""
 
 import torch
 
@@ -35,18 +35,3 @@ def test_average_is_the_sum_written_out():
             continue
         later = sum(decay ** (3 - step) * weights[step] for step in (1, 2, 3))
         torch.testing.assert_close(found, decay**3 * weights[0] + (1 - decay) * later)
-
-
-def test_average_is_a_network_apart():
-    """It shares no memory with the network, learns nothing by itself and is ready to embed."""
-    network = small_network().train()
-    average = WeightAverage(network, decay=0.5)
-    assert not average.network.training
-    assert not any(parameter.requires_grad for parameter in average.network.parameters())
-    assert network.training
-    assert all(
-        parameter.requires_grad or name.endswith("norm.bias")
-        for name, parameter in network.named_parameters()
-    )
-    pointers = {tensor.data_ptr() for tensor in network.state_dict().values() if tensor.numel()}
-    assert not any(t.data_ptr() in pointers for t in average.network.state_dict().values())

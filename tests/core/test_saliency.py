@@ -167,18 +167,6 @@ def test_attention_weighs_the_positions_of_equation_3(airnet):
         np.testing.assert_allclose(summed, expected, rtol=0, atol=1e-4 * abs(expected).max())
 
 
-@pytest.mark.parametrize("attention", ["none", "softmax"])
-def test_attention_says_whether_it_is_signed(attention):
-    """X Wu has a sign, its softmax has none: shares that sum to 1."""
-    torch.manual_seed(0)
-    backbone = build_backbone("resnet18")
-    network = AirNet(backbone, variant="baseline_abp", identities=None, attention=attention).eval()
-    ((found,),) = attention_maps(network, pictures(1))
-    assert found.is_signed == (attention == "none") == (found.heat.min() < 0)
-    if attention == "softmax":
-        assert found.heat.sum() == pytest.approx(1, rel=1e-5)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_which_variants_have_attention(variant):
     """Exactly those with attention-based pooling."""

@@ -106,7 +106,7 @@ def test_training_keeps_its_finished_epochs(nursery, training, number, code, wor
     note, last = ended.output.splitlines()[-2:]
     assert (ended.code, last) == (code, word), ended.output
     assert note == f"note: stopped; the finished epochs are saved: airnet train --resume {run}"
-    saved = {"preset.json", "log.jsonl", "model.safetensors", "training-state.safetensors"}
+    saved = {"preset.json", "log.jsonl", "training-state.safetensors"}
     assert names(run) == saved
     with safe_open(run / "training-state.safetensors", framework="pt") as file:
         finished = int(file.metadata()["finished_epochs"])
@@ -129,7 +129,7 @@ def test_a_training_keeps_others_out(nursery, training, number, code, word) -> N
     assert one_line_of([*training.again, run]) == f"error: run '{run}' {training.taken}"
     os.kill(pid, number)
     ended = nursery.wait()
-    expected = f"note: stopped in the first epoch, which begins anew: airnet train --resume {run}"
+    expected = f"note: stopped before an epoch was saved; begin again: airnet train --resume {run}"
     assert (ended.code, ended.output.splitlines()[-2:]) == (code, [expected, word])
     assert names(run) == {"preset.json", "log.jsonl"}
 
@@ -141,7 +141,7 @@ def test_a_stop_while_the_readers_start_is_one_word(nursery, training) -> None:
     os.kill(pid, signal.SIGINT)
     ended = nursery.wait()
     run = the_run(training)
-    note = f"note: stopped in the first epoch, which begins anew: airnet train --resume {run}"
+    note = f"note: stopped before an epoch was saved; begin again: airnet train --resume {run}"
     assert (ended.code, ended.output.splitlines()[-3:]) == (130, ["hanging", note, "interrupted"])
 
 
@@ -174,7 +174,7 @@ def test_embedding_keeps_its_finished_batches(nursery, embedding, number, code, 
 @SIGNALS
 def test_a_second_signal_leaves_at_once(nursery, training, number, code, word) -> None:
     """Also in the middle of a training that is being ended; what is saved stays."""
-    hang = "airnet_cli.workflows.train:_how_to_go_on"
+    hang = "airnet_cli.workflows.train:_how_to_resume"
     pid = nursery.start(*training.words, "--set", "training.epochs=40", hang=hang)
     nursery.wait_until(" 1/40 ")
     os.kill(pid, number)

@@ -1,4 +1,4 @@
-"""Under torchrun a process is killed: the run goes on by itself, as if nothing had been."""
+"""Under torchrun a process is killed: the run is resumed, and ends as an undisturbed one."""
 
 import json
 import os
@@ -32,8 +32,8 @@ def start(*words: object, restarts: int = 0) -> subprocess.Popen[str]:
     )
 
 
-def members(torchrun: subprocess.Popen[str]) -> list[int]:
-    """The process ids of those that torchrun started, in their order."""
+def workers(torchrun: subprocess.Popen[str]) -> list[int]:
+    """The process ids of those that torchrun started, by rank."""
     found: dict[int, int] = {}
     children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
     for pid in map(int, children):
@@ -41,7 +41,7 @@ def members(torchrun: subprocess.Popen[str]) -> list[int]:
         for variable in variables:
             if variable.startswith("RANK="):
                 found[int(variable.removeprefix("RANK="))] = pid
-    return [found[member] for member in sorted(found)]
+    return [found[rank] for rank in sorted(found)]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def words(scarce_data_root, tiny_overrides) -> Callable[[Path], list[object]]:
 
 @pytest.fixture(scope="module")
 def expected(words, tmp_path_factory) -> dict[str, torch.Tensor]:
-    """The weights of a run that nobody disturbed."""
+    """The weights of a run that was not disturbed."""
     runs_root = tmp_path_factory.mktemp("calm")
     calm = start(*words(runs_root))
     said, _ = calm.communicate(timeout=600)
@@ -63,20 +63,20 @@ def expected(words, tmp_path_factory) -> dict[str, torch.Tensor]:
     return load_file(run / "model.safetensors")
 
 
-def kill(torchrun: subprocess.Popen[str], member: int, sign: str, runs_root: Path) -> None:
+def kill(torchrun: subprocess.Popen[str], rank: int, sign: str, runs_root: Path) -> None:
     """Kill a process once there is a file of that name in the run."""
     until = time.monotonic() + 300
     while not list(runs_root.glob(f"*/{sign}")):
         assert torchrun.poll() is None, torchrun.communicate()[0]
         assert time.monotonic() < until
         time.sleep(0.05)
-    os.kill(members(torchrun)[member], signal.SIGKILL)
+    os.kill(workers(torchrun)[rank], signal.SIGKILL)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
 def test_killed_processes_are_started_again_and_the_run_goes_on(words, expected, tmp_path):
-    """The first before anything is saved, another after an epoch: one run folder, all epochs, and
-    the weights of the run that nobody disturbed.
+    """Rank 0 before anything is saved, rank 1 after an epoch: one run folder, all epochs, and the
+    weights of the undisturbed run.
     """
     killed = start(*words(tmp_path), restarts=2)
     kill(killed, 0, "preset.json", tmp_path)

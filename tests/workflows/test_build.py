@@ -4,17 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from airnet_cli.config.presets import load_preset
 from airnet_cli.config.schema import Evaluation, Model, Preset, Training
 from airnet_cli.core.checkpoint import read_checkpoint, write_checkpoint
 from airnet_cli.core.data.dataset import TrainingLoader
 from airnet_cli.core.data.manifest import load_prepared
-from airnet_cli.core.distributed import Team
-from airnet_cli.core.model.airnet import AirNet, interaction_poolings
-from airnet_cli.core.training import RATE_FACTOR, Trainer
-from airnet_cli.errors import PresetError, TrainingError
+from airnet_cli.core.distributed import World
+from airnet_cli.core.model.airnet import AirNet
+from airnet_cli.core.training import Trainer
+from airnet_cli.errors import TrainingError
 from airnet_cli.workflows import build
 from airnet_cli.workflows.build import build_network, build_trainer, restore_network
 
@@ -30,12 +29,8 @@ def preset_with(tiny_overrides: tuple[str, ...]):
 
 
 def built(preset: Preset) -> AirNet:
-    """Return a network whose stem passes ReLU6's limit, which no other untrained one does."""
     torch.manual_seed(0)
-    network = build_network(preset, identities=8).eval()
-    with torch.no_grad():
-        network.trunk[0][1].weight.fill_(1000)
-    return network
+    return build_network(preset, identities=8).eval()
 
 
 def images() -> torch.Tensor:
@@ -43,21 +38,10 @@ def images() -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, 64, 32), generator=random, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        (),
-        ("model.variant=parallel_abp",),
-        ("training.interaction_init=identity",),
-    ],
-    ids=" ".join,
-)
 @torch.inference_mode()
-def test_a_checkpoint_is_rebuilt_with_its_settings(
-    preset_with, overrides: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_checkpoint_is_rebuilt_with_its_settings(preset_with, tmp_path: Path) -> None:
     """The same embedding, bit by bit, from the file alone."""
-    preset = preset_with(*overrides)
+    preset = preset_with("model.variant=parallel_abp")
     network = built(preset)
     path = tmp_path / "model.safetensors"
     write_checkpoint(
@@ -85,7 +69,7 @@ def test_a_checkpoint_of_before_these_settings_is_the_paper(preset_with, tmp_pat
         for name, field in schema.model_fields.items()
         if not field.is_required()
     ]
-    assert {("model", "attention"), ("training", "ema_decay")} < set(new)
+    assert ("training", "ema_decay") in new
     for section, name in new:
         del old[section][name]
     path = tmp_path / "model.safetensors"
@@ -101,58 +85,8 @@ def test_a_checkpoint_of_before_these_settings_is_the_paper(preset_with, tmp_pat
     assert restore_network(read_checkpoint(path))[1] == preset
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("setting", ["model.attention=softmax", "model.activation=relu"])
-def test_a_setting_of_the_model_changes_the_embedding(preset_with, setting: str) -> None:
-    """The same weights, another network."""
-    plain, other = built(preset_with()), built(preset_with(setting))
-    other.load_state_dict(plain.state_dict(), strict=True)
-    assert not torch.equal(plain.embed(images()), other.embed(images()))
-
-
-def test_interaction_init_reaches_the_network(preset_with) -> None:
-    """Wv starts as the identity, and everything else as without the setting."""
-    plain, identity = built(preset_with()), built(preset_with("training.interaction_init=identity"))
-    (pooling,) = interaction_poolings(identity)
-    assert torch.equal(pooling.value.weight, torch.eye(1280))
-    other = identity.state_dict()
-    differing = {k for k, t in plain.state_dict().items() if not torch.equal(t, other[k])}
-    assert differing == {"heads.I.pooling.value.weight"}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "rates"),
-    [
-        ((), {"other": 1e-3, "interaction": 1e-3}),
-        (("training.interaction_lr_factor=5",), {"other": 1e-3, "interaction": 5e-3}),
-        (("training.interaction_lr_factor=0.1",), {"other": 1e-3, "interaction": 1e-4}),
-        (("training.interaction_lr_factor=5", "model.variant=baseline"), {"other": 1e-3}),
-    ],
-    ids=["off", "more", "less", "no-interaction-head"],
-)
-def test_interaction_has_a_rate_of_its_own(
-    preset_with, tiny_data_root: Path, overrides: tuple[str, ...], rates: dict[str, float]
-) -> None:
-    """Wu and Wv are trained at the schedule's rate times the factor; each weight once."""
-    preset = preset_with(*overrides)
-    network = built(preset)
-    manifest = load_prepared(tiny_data_root, "tiny")
-    trainer, _ = build_trainer(preset, network, manifest, device=torch.device("cpu"))
-    interaction = {id(p) for m in interaction_poolings(network) for p in m.parameters()}
-    found: dict[str, float] = {}
-    seen: list[nn.Parameter] = []
-    for group in trainer.optimizer.param_groups:
-        for parameter in group["params"]:
-            rate = trainer.schedule.at(0) * group.get(RATE_FACTOR, 1)
-            found["interaction" if id(parameter) in interaction else "other"] = rate
-            seen.append(parameter)
-    assert found == pytest.approx(rates)
-    assert len(seen) == len({id(p) for p in seen})
-    assert {id(p) for p in seen} == {id(p) for p in network.parameters() if p.requires_grad}
-
-
 def test_settings_of_training_reach_the_trainer(preset_with, tiny_data_root: Path) -> None:
-    """Each by its own name; without them there is no average and nothing is clipped or frozen."""
+    """Each by its own name; without them there is no average and nothing is clipped."""
     manifest = load_prepared(tiny_data_root, "tiny")
 
     def trainer_of(*overrides: str) -> Trainer:
@@ -160,7 +94,7 @@ def test_settings_of_training_reach_the_trainer(preset_with, tiny_data_root: Pat
         return build_trainer(preset, built(preset), manifest, device=torch.device("cpu"))[0]
 
     plain = trainer_of()
-    assert (plain.average, plain.clip_norm, plain.freeze_epochs) == (None, 0, 0)
+    assert (plain.average, plain.clip_norm) == (None, 0)
     assert (plain.schedule.shape, plain.schedule.warmup_epochs) == ("steps", 0)
     assert plain.augmentation.pad_crop_px == 0
     trainer = trainer_of(
@@ -170,7 +104,6 @@ def test_settings_of_training_reach_the_trainer(preset_with, tiny_data_root: Pat
         "training.warmup_start=0.2",
         "training.clip_norm=3",
         "training.ema_decay=0.75",
-        "training.freeze_epochs=2",
         "training.pad_crop_px=5",
         "training.label_smoothing=0.1",
     )
@@ -178,7 +111,7 @@ def test_settings_of_training_reach_the_trainer(preset_with, tiny_data_root: Pat
     assert [trainer.schedule.at(epoch) for epoch in (0, 4, 9)] == pytest.approx(
         [0.2 * rate, rate, 0]
     )
-    assert (trainer.clip_norm, trainer.freeze_epochs, trainer.label_smoothing) == (3, 2, 0.1)
+    assert (trainer.clip_norm, trainer.label_smoothing) == (3, 0.1)
     assert trainer.augmentation.pad_crop_px == 5
     name, average = "trunk.0.1.weight", trainer.scored_network
     before = average.state_dict()[name].clone()
@@ -189,28 +122,17 @@ def test_settings_of_training_reach_the_trainer(preset_with, tiny_data_root: Pat
     torch.testing.assert_close(average.state_dict()[name], 0.75 * before)
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("training.warmup_epochs=2", "warmup_epochs must be less than epochs"),
-        ("training.ema_decay=1", "ema_decay"),
-        ("training.schedule=linear", "schedule"),
-        ("training.clip_norm=-1", "clip_norm"),
-    ],
-)
-def test_settings_of_training_are_checked(preset_with, override: str, message: str) -> None:
-    """A value that can't be meant is refused by name."""
-    with pytest.raises(PresetError, match=message):
-        preset_with(override)
-
-
-def test_people_that_can_not_be_dealt_evenly_are_refused(preset_with, tiny_data_root: Path) -> None:
+def test_people_that_can_not_be_divided_evenly_are_refused(
+    preset_with, tiny_data_root: Path
+) -> None:
     """The line has both numbers and says what to change."""
     preset = preset_with("training.identities_per_batch=4")
     manifest = load_prepared(tiny_data_root, "tiny")
-    message = "the 4 people of a batch can't be dealt evenly to 3 processes; start as many as"
+    message = "the 4 people of a batch can't be divided evenly among 3 processes; start as many as"
     with pytest.raises(TrainingError, match=message):
-        build_trainer(preset, built(preset), manifest, device=torch.device("cpu"), team=Team(0, 3))
+        build_trainer(
+            preset, built(preset), manifest, device=torch.device("cpu"), world=World(0, 3)
+        )
 
 
 @pytest.mark.parametrize(

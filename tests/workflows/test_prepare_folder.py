@@ -13,7 +13,7 @@ from airnet_cli.core.data.manifest import SplitCounts, load_prepared
 from airnet_cli.core.retrieval.protocol import check_scorable
 from airnet_cli.errors import DataError, EvaluationError, UsageError
 from airnet_cli.workflows.prepare_data import prepare_folder
-from airnet_cli.workflows.train import Listener, train
+from airnet_cli.workflows.train import TrainOptions, train
 
 PATTERN = "{person_id}_c{camera_id}_*"
 
@@ -175,19 +175,9 @@ def test_training_without_cameras(
         f"evaluation.camera_filter={str(camera_filter).lower()}",
     ]
 
-    def ignore(*_: object) -> None: ...
-
     def run():
-        return train(
-            load_preset("demo", overrides),
-            preset_name="tiny",
-            data_root=tmp_path / "data",
-            runs_root=tmp_path / "runs",
-            device="cpu",
-            listener=Listener(
-                started=ignore, noted=ignore, epoch_finished=ignore, evaluated=ignore
-            ),
-        )
+        roots = {"data_root": tmp_path / "data", "runs_root": tmp_path / "runs"}
+        return train(load_preset("demo", overrides), "tiny", TrainOptions(device="cpu", **roots))
 
     if camera_filter:
         with pytest.raises(EvaluationError, match=r"--set evaluation\.camera_filter=false"):

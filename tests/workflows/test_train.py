@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -17,30 +16,23 @@ from airnet_cli.errors import (
     AirnetError,
     CheckpointError,
     DataError,
+    PresetError,
     RuntimeSetupError,
-    TrainingError,
     UsageError,
 )
-from airnet_cli.workflows.dry_run import dry_run
 from airnet_cli.workflows.evaluate import EvaluateOptions, evaluate
 from airnet_cli.workflows.runs import find_model
 from airnet_cli.workflows.train import (
     Listener,
     TrainedRun,
-    _check_shared,
+    TrainOptions,
     resume,
     summarize,
     train,
     train_runs,
 )
 
-Train = Callable[..., TrainedRun]
-
-
-def _ignore(*_: object) -> None: ...
-
-
-SILENT = Listener(started=_ignore, noted=_ignore, epoch_finished=_ignore, evaluated=_ignore)
+Options = Callable[..., TrainOptions]
 
 
 @pytest.fixture
@@ -49,18 +41,20 @@ def tiny_preset(tiny_overrides: tuple[str, ...]) -> Preset:
 
 
 @pytest.fixture
-def train_tiny(tiny_data_root: Path, tmp_path: Path, tiny_preset: Preset) -> Train:
-    def run(preset: Preset = tiny_preset, listener: Listener = SILENT) -> TrainedRun:
-        return train(
-            preset,
-            preset_name="tiny",
-            data_root=tiny_data_root,
-            runs_root=tmp_path / "runs",
-            device="cpu",
-            listener=listener,
-        )
+def options(tiny_data_root: Path, tmp_path: Path) -> Options:
+    """Options of a training under `tmp_path`, with changes."""
 
-    return run
+    def make(**changes) -> TrainOptions:
+        usual = {"data_root": tiny_data_root, "runs_root": tmp_path / "runs", "device": "cpu"}
+        return TrainOptions(**usual | changes)
+
+    return make
+
+
+def _train(preset: Preset, options: TrainOptions) -> TrainedRun:
+    trained = train(preset, "tiny", options)
+    assert trained is not None
+    return trained
 
 
 def _losses(run: Path) -> list[float]:
@@ -88,63 +82,38 @@ def test_a_run_leaves_its_documented_files(tiny_run: Path) -> None:
     assert lines[1]["scores"] == json.loads((tiny_run / "scores.json").read_text())
 
 
-def test_same_seed_same_losses_and_weights(train_tiny: Train, tiny_run: Path) -> None:
-    """A second run with the same seed is the same, bit by bit (defect 11: the seed is recorded)."""
-    again = train_tiny().run
-    assert _losses(again) == _losses(tiny_run)
-    first, second = (load_file(run / "model.safetensors") for run in (tiny_run, again))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_another_seed_other_losses(
-    train_tiny: Train, tiny_run: Path, tiny_overrides: tuple[str, ...]
-) -> None:
-    """The seed decides weights, batches and augmentation."""
-    other = train_tiny(load_preset("demo", [*tiny_overrides, "training.seed=2"])).run
-    assert _losses(other) != _losses(tiny_run)
-
-
-def _stop_in_second_epoch(
-    preset: Preset, *, data_root: Path, runs_root: Path
-) -> tuple[Path, list[str]]:
-    """Ctrl-C in the second epoch: the run folder that is left, and the notes that were heard."""
-    runs: list[Path] = []
+def _stop_in_second_epoch(preset: Preset, options: Options, runs_root: Path) -> Path:
+    """Ctrl-C in the second epoch: the run folder that is left."""
     notes: list[str] = []
-    listener = Listener(
-        started=lambda start: runs.append(start.run),
-        noted=notes.append,
-        epoch_finished=_ignore,
-        evaluated=_ignore,
-    )
 
     def stop(stage: str, done: int, *_: object) -> None:
         if stage.startswith("epoch 2/") and done == 2:
             raise KeyboardInterrupt
 
+    listener = Listener(noted=notes.append)
     with pytest.raises(KeyboardInterrupt):
-        train(
-            preset,
-            preset_name="tiny",
-            data_root=data_root,
-            runs_root=runs_root,
-            device="cpu",
-            listener=listener,
-            progress=stop,
-        )
-    (stopped,) = runs
-    assert not (stopped / "scores.json").exists()
-    return stopped, notes
-
-
-def test_resumed_run_ends_with_the_same_weights(tiny_run: Path, tiny_data_root: Path) -> None:
-    """Ctrl-C in the second epoch, then resuming, gives the undisturbed run's weights and log."""
-    stopped, notes = _stop_in_second_epoch(
-        load_preset("demo", _overrides_of(tiny_run)),
-        data_root=tiny_data_root,
-        runs_root=tiny_run.parent / "stopped",
-    )
+        train(preset, "tiny", options(runs_root=runs_root, listener=listener, progress=stop))
+    (stopped,) = runs_root.iterdir()
+    assert {path.name for path in stopped.iterdir() if not path.name.startswith("events")} == {
+        "preset.json",
+        "log.jsonl",
+        "training-state.safetensors",
+    }
     assert notes == [f"stopped; the finished epochs are saved: airnet train --resume {stopped}"]
-    resumed = resume(stopped, data_root=tiny_data_root, device="cpu", listener=SILENT)
+    return stopped
+
+
+def test_resumed_run_ends_with_the_same_weights(
+    tiny_run: Path, tiny_preset: Preset, options: Options, tmp_path: Path
+) -> None:
+    """Ctrl-C in the second epoch, then resuming, gives the undisturbed run's weights and log; so
+    do the same seed and the same settings.
+    """
+    stopped = _stop_in_second_epoch(tiny_preset, options, tmp_path / "stopped")
+    with (stopped / "log.jsonl").open("a") as log:
+        log.write('{"epoch": 2, "loss": 9}\n{"epo')  # killed before the state was saved
+    resumed = resume(stopped, options())
+    assert resumed is not None
     assert resumed.run == stopped
     assert _losses(stopped) == _losses(tiny_run)
     expected, found = (load_file(run / "model.safetensors") for run in (tiny_run, stopped))
@@ -154,8 +123,21 @@ def test_resumed_run_ends_with_the_same_weights(tiny_run: Path, tiny_data_root: 
     )
 
 
+def test_a_run_that_lacks_only_its_scores_is_resumed(
+    tiny_run: Path, options: Options, tmp_path: Path
+) -> None:
+    """Stopped after the last epoch: it is scored, and ends as the undisturbed run."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    expected = json.loads((run / "scores.json").read_text())
+    for name in ("scores.json", "model.safetensors"):
+        (run / name).unlink()
+    resume(run, options())
+    assert json.loads((run / "scores.json").read_text())["mAP"] == expected["mAP"]
+    assert (run / "model.safetensors").read_bytes() == (tiny_run / "model.safetensors").read_bytes()
+
+
 def test_average_is_saved_scored_and_resumed(
-    train_tiny: Train, tmp_path: Path, tiny_data_root: Path, tiny_overrides: tuple[str, ...]
+    options: Options, tmp_path: Path, tiny_data_root: Path, tiny_overrides: tuple[str, ...]
 ) -> None:
     """With all settings on: the checkpoint has the average and not the weights, its scores are the
     run's, and a resumed run ends the same, weights and average.
@@ -163,14 +145,13 @@ def test_average_is_saved_scored_and_resumed(
     settings = (
         "training.ema_decay=0.9",
         "training.clip_norm=1",
-        "training.freeze_epochs=1",
         "training.warmup_epochs=1",
         "training.schedule=cosine",
         "training.pad_crop_px=3",
         "training.label_smoothing=0.1",
     )
     preset = load_preset("demo", [*tiny_overrides, *settings])
-    whole = train_tiny(preset)
+    whole = _train(preset, options())
     model, state = (
         load_file(whole.run / name) for name in ("model.safetensors", "training-state.safetensors")
     )
@@ -189,59 +170,53 @@ def test_average_is_saved_scored_and_resumed(
     )
     assert again.to_dict() == whole.evaluation.to_dict()
 
-    stopped, _ = _stop_in_second_epoch(
-        preset, data_root=tiny_data_root, runs_root=tmp_path / "stopped"
-    )
-    resume(stopped, data_root=tiny_data_root, device="cpu", listener=SILENT)
+    stopped = _stop_in_second_epoch(preset, options, tmp_path / "stopped")
+    resume(stopped, options())
     assert _losses(stopped) == _losses(whole.run)
     found = load_file(stopped / "training-state.safetensors")
     assert found.keys() == state.keys()
     assert all(torch.equal(tensor, found[name]) for name, tensor in state.items())
 
 
-def _overrides_of(run: Path) -> list[str]:
-    """The `--set` values that repeat a run's preset."""
-    preset = Preset.model_validate(json.loads((run / "preset.json").read_text())["preset"])
-    return [f"{key}={json.dumps(value)}" for key, value in dry_run(preset).settings() if "." in key]
-
-
-def test_finished_run_is_not_resumed(tiny_run: Path, tiny_data_root: Path) -> None:
-    """Resuming a finished run says that it is finished, and changes nothing."""
+def test_finished_run_is_not_resumed(tiny_run: Path, options: Options, tmp_path: Path) -> None:
+    """Nor is a folder that is not a run."""
     with pytest.raises(CheckpointError, match="is finished; there is nothing to resume"):
-        resume(tiny_run, data_root=tiny_data_root, device="cpu", listener=SILENT)
-
-
-def test_resuming_what_is_no_run(tmp_path: Path, scarce_data_root: Path) -> None:
-    """A folder without preset.json is no run."""
-    with pytest.raises(CheckpointError, match="is no run folder: it has no preset"):
-        resume(tmp_path, data_root=scarce_data_root, device="cpu", listener=SILENT)
+        resume(tiny_run, options())
+    with pytest.raises(CheckpointError, match=r"is not a run folder: it has no preset\.json"):
+        resume(tmp_path, options())
 
 
 def test_runs_take_seeds_in_order_and_are_summarized(
-    scarce_data_root: Path, tmp_path: Path, tiny_preset: Preset
+    scarce_data_root: Path, options: Options, tiny_overrides: tuple[str, ...]
 ) -> None:
     """`--runs 2` trains seeds S and S+1; mean and sample standard deviation are of their scores."""
-    short = tiny_preset.model_copy(
-        update={"training": tiny_preset.training.model_copy(update={"epochs": 1})}
-    )
-    trained = train_runs(
-        short,
-        preset_name="tiny",
-        runs=2,
-        data_root=scarce_data_root,
-        runs_root=tmp_path,
-        device="cpu",
-        listener=SILENT,
-    )
+    one_epoch = ("training.epochs=1", "training.learning_rate_epochs=[]")
+    preset = load_preset("demo", [*tiny_overrides, *one_epoch])
+    trained = train_runs(preset, "tiny", options(data_root=scarce_data_root), runs=2)
     seeds = [
         json.loads((each.run / "preset.json").read_text())["preset"]["training"]["seed"]
         for each in trained
     ]
     assert seeds == [1, 2]
+    assert len({_losses(each.run)[0] for each in trained}) == 2
     first, second = (each.evaluation.whole.mAP for each in trained)
     summary = summarize(trained)
     assert summary.mAP.mean == pytest.approx((first + second) / 2)
     assert summary.mAP.std == pytest.approx(abs(first - second) / 2**0.5)
+
+
+def test_a_seed_that_is_too_large_is_refused_before_the_first_run(
+    options: Options, tiny_overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The largest seed has no successor for `--runs 2`."""
+    preset = load_preset("demo", [*tiny_overrides, "training.seed=4294967295"])
+    with pytest.raises(PresetError) as raised:
+        train_runs(preset, "tiny", options(), runs=2)
+    assert str(raised.value).splitlines() == [
+        "training.seed = 4294967296: should be less than 4294967296",
+        "in the preset of run 2 of 2",
+    ]
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -258,7 +233,7 @@ def test_runs_take_seeds_in_order_and_are_summarized(
     ],
 )
 def test_request_that_fails_leaves_no_run_folder(
-    train_tiny: Train,
+    options: Options,
     tmp_path: Path,
     tiny_overrides: tuple[str, ...],
     override: str,
@@ -267,31 +242,21 @@ def test_request_that_fails_leaves_no_run_folder(
 ) -> None:
     """What can't be trained is said before a folder is made."""
     with pytest.raises(error, match=message):
-        train_tiny(load_preset("demo", [*tiny_overrides, override]))
+        train(load_preset("demo", [*tiny_overrides, override]), "tiny", options())
     assert not (tmp_path / "runs").exists()
 
 
 def test_newest_finished_run_is_found(tiny_run: Path, tmp_path: Path) -> None:
-    """Of two finished runs the newer is taken; an unfinished one never."""
+    """Of two finished runs the newer is taken; an unfinished one never; a path must exist."""
+    with pytest.raises(CheckpointError, match="airnet train --preset NAME"):
+        find_model(None, tmp_path)
     for name in ("a", "b", "unfinished"):
         shutil.copytree(tiny_run, tmp_path / name)
     (tmp_path / "unfinished" / "scores.json").unlink()
     found = find_model(None, tmp_path)
     assert (found.run, found.was_chosen) == (tmp_path / "b", True)
-    assert replace(found, was_chosen=False) == find_model(tmp_path / "b", tmp_path)
-
-
-def test_no_run_says_how_to_get_one(tmp_path: Path) -> None:
-    """Without a finished run the error names the command."""
-    with pytest.raises(CheckpointError, match="airnet train --preset NAME"):
-        find_model(None, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["absent", "absent.safetensors"])
-def test_a_path_that_was_given_must_exist(tmp_path: Path, name: str) -> None:
-    """No fall-back from a mistyped path to another run."""
     with pytest.raises(CheckpointError, match="does not exist"):
-        find_model(tmp_path / name, tmp_path)
+        find_model(tmp_path / "absent", tmp_path)
 
 
 def test_tensorboard_events_where_the_extra_is_installed(tiny_run: Path) -> None:
@@ -310,24 +275,10 @@ def test_tensorboard_events_where_the_extra_is_installed(tiny_run: Path) -> None
 
 
 def test_several_runs_are_refused_under_torchrun(
-    monkeypatch, tiny_preset: Preset, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tiny_preset: Preset, options: Options
 ) -> None:
     """The processes that it starts train one run together."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="under torchrun --runs trains no runs one after"):
-        train_runs(
-            tiny_preset,
-            preset_name="tiny",
-            runs=2,
-            data_root=tmp_path,
-            runs_root=tmp_path,
-            device="cpu",
-            listener=SILENT,
-        )
-
-
-def test_different_training_states_are_refused(tmp_path: Path) -> None:
-    """Machines that do not share the folder of runs would go on from different epochs."""
-    with pytest.raises(TrainingError, match=r"after 2, 0 epochs; --runs-root must be one folder"):
-        _check_shared(tmp_path, [2, 0])
+    with pytest.raises(UsageError, match="--runs trains several runs, and the processes of torch"):
+        train_runs(tiny_preset, "tiny", options(), runs=2)

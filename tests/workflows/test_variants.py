@@ -12,7 +12,7 @@ from airnet_cli.core.files import lock_folder
 from airnet_cli.errors import CheckpointError, DataError, TrainingError
 from airnet_cli.workflows import variants as workflow
 from airnet_cli.workflows.plan import plan_variants
-from airnet_cli.workflows.train import Listener, resume
+from airnet_cli.workflows.train import Listener, TrainOptions, resume
 
 
 def _ignore(*_):
@@ -26,7 +26,7 @@ def trained(monkeypatch, write_run):
     record = json.loads((template / "preset.json").read_text())
     asked = []
 
-    def train_into(run, preset, **_):
+    def train_into(run, preset, _):
         asked.append(run.name.rpartition("-")[0] or run.name)
         time.sleep(0.05)
         shutil.copytree(template, run, dirs_exist_ok=True)
@@ -45,19 +45,13 @@ def train_plan(tmp_path):
         names = {"preset_name": "market1501", "runs_root": tmp_path / "plan"}
         preset = load_preset("market1501")
         plan = plan_variants(preset, variants=("baseline", "airnet"), runs=2, **names)
-        return workflow.train_variants(
-            plan,
-            **names,
+        options = TrainOptions(
             data_root=tmp_path,
+            runs_root=tmp_path / "plan",
             device="cpu",
-            listener=Listener(
-                started=_ignore,
-                noted=_ignore if notes is None else notes.append,
-                epoch_finished=_ignore,
-                evaluated=_ignore,
-            ),
-            on_run=_ignore,
+            listener=Listener(noted=_ignore if notes is None else notes.append),
         )
+        return workflow.train_variants(plan, "market1501", options, on_run=_ignore)
 
     return train
 
@@ -108,10 +102,10 @@ def test_a_run_that_fails_does_not_stop_the_others(monkeypatch, trained, train_p
     """The error at the end says which failed and why."""
     whole = workflow.train_into
 
-    def train_into(run, preset, **rest):
+    def train_into(run, preset, options):
         if preset.model.variant == "airnet" and preset.training.seed == 1:
             raise TrainingError("the loss is nan in epoch 3")
-        whole(run, preset, **rest)
+        whole(run, preset, options)
 
     monkeypatch.setattr(workflow, "train_into", train_into)
     with pytest.raises(TrainingError) as caught:
@@ -123,7 +117,7 @@ def test_a_run_that_fails_does_not_stop_the_others(monkeypatch, trained, train_p
 def test_what_can_not_be_trained_leaves_no_folder(monkeypatch, train_plan, tmp_path):
     """No data set: nothing was made that a later look would take for a run."""
 
-    def train_into(*_, **__):
+    def train_into(*_):
         raise DataError("there is no data set")
 
     monkeypatch.setattr(workflow, "train_into", train_into)
@@ -135,9 +129,9 @@ def test_what_can_not_be_trained_leaves_no_folder(monkeypatch, train_plan, tmp_p
 def test_a_run_that_is_being_trained_is_not_resumed(write_run, tmp_path):
     """A second process would spoil the files of the first."""
     run = write_run("busy", scores=None)
-    silent = Listener(started=_ignore, noted=_ignore, epoch_finished=_ignore, evaluated=_ignore)
+    options = TrainOptions(data_root=tmp_path, runs_root=tmp_path, device="cpu")
     with (
         lock_folder(run),
         pytest.raises(CheckpointError, match="is being trained by another process"),
     ):
-        resume(run, data_root=tmp_path, device="cpu", listener=silent)
+        resume(run, options)

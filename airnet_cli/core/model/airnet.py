@@ -19,12 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from airnet_cli.core.model.backbone import Backbone
-from airnet_cli.core.model.pooling import (
-    AttentionName,
-    AttentionPooling,
-    GlobalContext,
-    GlobalMaxPooling,
-)
+from airnet_cli.core.model.pooling import AttentionPooling, GlobalContext, GlobalMaxPooling
 
 PoolingName = Literal["gmp", "gc", "abp"]
 VariantName = Literal[
@@ -67,17 +62,10 @@ class HeadOutput:
 class Head(nn.Module):
     """A pooling, a batch norm without trainable shift, and a classifier without bias."""
 
-    def __init__(
-        self,
-        pooling: PoolingName,
-        *,
-        channels: int,
-        identities: int | None,
-        attention: AttentionName = "none",
-    ) -> None:
+    def __init__(self, pooling: PoolingName, *, channels: int, identities: int | None) -> None:
         """Take maps of `channels` channels; without `identities` there is no classifier."""
         super().__init__()
-        self.pooling = _build_pooling(pooling, channels, attention)
+        self.pooling = _build_pooling(pooling, channels)
         self.norm = nn.BatchNorm1d(channels)
         self.norm.bias.requires_grad_(False)
         self.classifier = (
@@ -101,19 +89,11 @@ class AirNet(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        variant: VariantName,
-        identities: int | None,
-        attention: AttentionName = "none",
-    ) -> None:
+    def __init__(self, backbone: Backbone, *, variant: VariantName, identities: int | None) -> None:
         """Duplicate stage 5 of `backbone` into the branches of `variant`.
 
         Every branch starts from the weights that stage 5 has now, and is trained on its own.
         `identities` is the number of people to tell apart in training; None builds no classifiers.
-        `attention` is that of attention-based pooling; the paper has none.
         """
         super().__init__()
         poolings = VARIANTS[variant]
@@ -130,13 +110,7 @@ class AirNet(nn.Module):
             self._heads_of_branch.append([])
             for pooling in branch:
                 name = next(names)
-                head = Head(
-                    pooling,
-                    channels=backbone.channels,
-                    identities=identities,
-                    attention=attention,
-                )
-                self.heads[name] = head
+                self.heads[name] = Head(pooling, channels=backbone.channels, identities=identities)
                 self._heads_of_branch[-1].append(name)
         # Constants of the method, so they are not in checkpoints. On the CPU even if the network is
         # built on the meta device, because no checkpoint's tensors will replace them.
@@ -213,22 +187,11 @@ def name_heads(variant: VariantName) -> tuple[str, ...]:
     return tuple(names)
 
 
-def interaction_poolings(network: AirNet) -> list[AttentionPooling]:
-    """The modules that hold Wu and Wv: one in each interaction head, none in other variants."""
-    return [module for module in network.heads.modules() if isinstance(module, AttentionPooling)]
-
-
-def start_interaction_at_identity(network: AirNet) -> None:
-    """Make each Wv of `network` the identity: what is pooled starts as X^T (X Wu), unmixed."""
-    for pooling in interaction_poolings(network):
-        nn.init.eye_(pooling.value.weight)
-
-
-def _build_pooling(name: PoolingName, channels: int, attention: AttentionName) -> nn.Module:
+def _build_pooling(name: PoolingName, channels: int) -> nn.Module:
     match name:
         case "gmp":
             return GlobalMaxPooling()
         case "gc":
             return nn.Sequential(GlobalContext(channels), GlobalMaxPooling())
         case "abp":
-            return AttentionPooling(channels, attention=attention)
+            return AttentionPooling(channels)

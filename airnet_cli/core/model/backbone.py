@@ -99,18 +99,6 @@ def _cut(name: BackboneName) -> Backbone:
             return _cut_mobilenet_v2()
 
 
-def replace_relu6(backbone: Backbone) -> None:
-    """Put ReLU in the place of every ReLU6 of `backbone` (MobileNetV2 has them).
-
-    Weights and their names stay as they are; ImageNet weights were trained with ReLU6.
-    """
-    for part in (backbone.trunk, backbone.stage5):
-        for module in list(part.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, nn.ReLU6):
-                    setattr(module, name, nn.ReLU(inplace=child.inplace))
-
-
 def _with_ibn_a(resnet: ResNet) -> ResNet:
     """Put IBN into the first norm of each block of stages 2-4; stage 5 keeps batch norm."""
     for stage in (resnet.layer1, resnet.layer2, resnet.layer3):

@@ -4,13 +4,8 @@ Context block.
 Letters: B images, C channels, H x W positions of the feature map.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
-
-AttentionName = Literal["none", "softmax"]
-"""What becomes of the weights X Wu of attention-based pooling."""
 
 
 class GlobalMaxPooling(nn.Module):
@@ -30,27 +25,18 @@ class AttentionPooling(nn.Module):
     bfloat16.
 
     (The paper writes X as C x HW; only HW x C makes the product C x 1. See docs/method.md.)
-
-    With `attention` = "softmax", which is not the paper's, the weights X Wu of an image go through
-    a softmax over its positions: Wv^T X^T softmax(X Wu), a weighted mean instead of a sum.
     """
 
-    def __init__(self, channels: int, *, attention: AttentionName = "none") -> None:
+    def __init__(self, channels: int) -> None:
         """Take feature maps of `channels` channels."""
         super().__init__()
-        self.has_softmax = attention == "softmax"
         self.value = nn.Linear(channels, channels, bias=False)  # weight = Wv^T
         self.attention = nn.Linear(channels, 1, bias=False)  # weight = Wu^T
 
     def attention_map(self, features: Tensor) -> Tensor:
-        """The weight of each position, (B, H, W), for `features` (B, C, H, W): X Wu, signed; its
-        softmax (0-1, sum 1) where there is one.
-        """
+        """The weight of each position, (B, H, W), for `features` (B, C, H, W): X Wu, signed."""
         with torch.autocast(features.device.type, enabled=False):
-            weights = torch.einsum("bchw,c->bhw", features.float(), self.attention.weight[0])
-            if self.has_softmax:
-                return weights.flatten(1).softmax(dim=1).view_as(weights)
-            return weights
+            return torch.einsum("bchw,c->bhw", features.float(), self.attention.weight[0])
 
     def forward(self, features: Tensor) -> Tensor:
         """Pool `features` (B, C, H, W) to (B, C)."""
@@ -59,8 +45,6 @@ class AttentionPooling(nn.Module):
             # in one piece; three to four times as fast as a product with (B, C, HW).
             positions = features.float().flatten(2).transpose(1, 2)
             weights = self.attention(positions).transpose(1, 2)  # (B, 1, HW): (X Wu)^T
-            if self.has_softmax:
-                weights = weights.softmax(dim=2)
             context = torch.matmul(weights, positions).squeeze(1)  # (B, C): X^T X Wu
             return nn.functional.linear(context, self.value.weight)
 

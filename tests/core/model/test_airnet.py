@@ -12,10 +12,8 @@ from airnet_cli.core.model.airnet import (
     VARIANTS,
     AirNet,
     VariantName,
-    interaction_poolings,
-    start_interaction_at_identity,
 )
-from airnet_cli.core.model.backbone import BackboneName, build_backbone, replace_relu6
+from airnet_cli.core.model.backbone import BackboneName, build_backbone
 
 # Table 3 again, by hand: heads in the order of the embedding, and the heads of each branch.
 TABLE_3 = {
@@ -188,50 +186,6 @@ def test_no_logits_outside_training(identities):
         for mode in ("train", "eval")
     }
     assert has_logits == {"train": identities is not None, "eval": False}
-
-
-def test_interaction_can_start_at_the_identity():
-    """Wv is the identity, so the head pools X^T (X Wu); Wu and all else stay as they were."""
-    network = build("mobilenet_v2")
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    start_interaction_at_identity(network)
-    changed = {k for k, t in network.state_dict().items() if not torch.equal(t, before[k])}
-    assert changed == {"heads.I.pooling.value.weight"}
-    (pooling,) = interaction_poolings(network)
-    features = torch.rand(2, 1280, 2, 3)
-    weights = pooling.attention_map(features)
-    with torch.no_grad():
-        expected = torch.einsum("bchw,bhw->bc", features, weights)
-        torch.testing.assert_close(pooling(features), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_where_the_interaction_is(variant):
-    """One attention-based pooling for each head I, in no other variant any."""
-    assert len(interaction_poolings(without_weights("resnet18", variant))) == (
-        "I" in AirNet(build_backbone("resnet18"), variant=variant, identities=None).head_names
-    )
-
-
-def test_relu_in_the_place_of_relu6():
-    """Same weights, no upper limit: MobileNetV2's 35 activations; a ResNet stays as it is."""
-    torch.manual_seed(0)
-    limited, free = build_backbone("mobilenet_v2"), build_backbone("mobilenet_v2")
-    free.trunk.load_state_dict(limited.trunk.state_dict())
-    replace_relu6(free)
-    kinds = [type(m) for part in (free.trunk, free.stage5) for m in part.modules()]
-    assert (kinds.count(nn.ReLU6), kinds.count(nn.ReLU)) == (0, 35)
-    assert free.trunk.state_dict().keys() == limited.trunk.state_dict().keys()
-    small, large = 0.01 * torch.rand(1, 3, 32, 32), 1000 * torch.rand(1, 3, 32, 32)
-    stem, other = limited.trunk[0].eval(), free.trunk[0].eval()
-    with torch.no_grad():
-        assert torch.equal(stem(small), other(small))
-        assert stem(large).max() == 6 < other(large).max()
-        assert torch.equal(stem(large), other(large).clamp(max=6))
-    resnet = build_backbone("resnet18")
-    before = str(resnet.trunk)
-    replace_relu6(resnet)
-    assert str(resnet.trunk) == before
 
 
 # Normalisation

@@ -84,25 +84,6 @@ def test_attention_pooling_gradients(monkeypatch):
     assert torch.autograd.gradcheck(pooled, (features, value, attention))
 
 
-def test_softmax_over_positions_is_a_weighted_mean(assert_near):
-    """Not the paper's: Wv^T X^T softmax(X Wu), position by position; the map is the softmax."""
-    torch.manual_seed(0)
-    pooling = AttentionPooling(6, attention="softmax")
-    features = torch.randn(2, 6, 4, 3, generator=torch.Generator().manual_seed(1))
-    value, attention = (m.weight.detach().T for m in (pooling.value, pooling.attention))
-    expected, shares = [], []
-    for image in features:
-        x = image.permute(1, 2, 0).reshape(-1, 6)  # (HW, C)
-        exponents = [float(row @ attention) for row in x]
-        share = torch.tensor([2.718281828459045**e for e in exponents])
-        share = share / share.sum()
-        shares.append(share.view(4, 3))
-        expected.append(sum(s * (row @ value) for s, row in zip(share, x, strict=True)))
-    with torch.no_grad():
-        assert_near(pooling(features), torch.stack(expected), tolerance=1e-5)
-        assert_near(pooling.attention_map(features), torch.stack(shares), tolerance=1e-5)
-
-
 def test_attention_map_is_signed_and_belongs_to_the_vector():
     """X Wu at each position, negative ones too; summing Wv^T X by it gives the pooled vector."""
     pooling = pooling_of(6)
