@@ -6,10 +6,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check engines fix bench soak lowest clean
+.PHONY: help demo test check engines fix bench soak compare-with lowest clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(READY)  ## train and evaluate AIR-Net on generated people, in minutes
 	$(BIN)/airnet prepare-data demo
@@ -44,6 +44,9 @@ soak: $(READY)  ## kill, damage and load for hours; figures go to build/soak
 	AIRNET_KILLS=30 $(BIN)/pytest tests/faults -o junit_family=xunit1 --junitxml=build/soak/faults.xml
 	AIRNET_FUZZ_CASES=10000 $(BIN)/pytest tests/fuzz --junitxml=build/soak/fuzz.xml
 	$(BIN)/python -m benchmarks.load build/soak/load
+
+compare-with: $(READY)  ## run an older revision and this one: same results? (REV=99c5700)
+	$(BIN)/python tests/compare_with.py $(REV)
 
 lowest:  ## the quick tests with the lowest versions that pyproject.toml allows
 	mkdir -p build
