@@ -193,6 +193,7 @@ def test_waiting_for_others_has_an_end(monkeypatch):
         met(torch.distributed.HashStore(), 0, 2)
 
 
+@pytest.mark.soak
 @needs_fork
 def test_a_team_started_again_takes_nobody_for_there_who_is_not(run_team):
     """torchrun's store keeps what an earlier team wrote: addresses at which nobody listens now."""

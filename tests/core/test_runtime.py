@@ -133,6 +133,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc alone")
 def test_freed_memory_is_used_again():
     """With the setting, a large block is taken from the system once and not at every use."""

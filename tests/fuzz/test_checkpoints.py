@@ -180,7 +180,7 @@ def changed(
     return tensors
 
 
-@pytest.mark.parametrize("kind", ["checkpoint", "state"])
+@pytest.mark.parametrize("kind", ["checkpoint", pytest.param("state", marks=pytest.mark.soak)])
 def test_made_up_files(tmp_path: Path, survive, kind: str) -> None:
     """With the right hash, or none, of whatever is in them: it fits and is finite, or one line."""
     path, network = tmp_path / "x.safetensors", small_network()
@@ -388,6 +388,7 @@ def many(count: int) -> bytes:
     return b"PK\3\4" + entries + end
 
 
+@pytest.mark.soak
 def test_nasty_weights(tmp_path: Path, in_child) -> None:
     """What is small and asks for gigabytes or years is refused, within 2 GB and two minutes."""
     for name, content in NASTY.items():
@@ -407,6 +408,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
     assert {line.split()[0]: line.split()[1] for line in lines} == dict.fromkeys(NASTY, "refused")
 
 
+@pytest.mark.soak
 def test_a_million_identities_take_no_memory(tmp_path: Path, in_child) -> None:
     """They are held against the tensors before a classifier is made for them."""
     from airnet_cli.config.presets import load_preset

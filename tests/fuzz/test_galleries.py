@@ -260,6 +260,7 @@ def test_spoilt_arrays(tmp_path: Path, survive, damage) -> None:
     survive("arrays", attempt)
 
 
+@pytest.mark.soak
 def test_spoilt_indexes(tmp_path: Path, survive, damage) -> None:
     """A byte changed in any of the three files of an int8 index is noticed."""
     path = tmp_path / "g.npy"
@@ -281,6 +282,7 @@ def test_spoilt_indexes(tmp_path: Path, survive, damage) -> None:
     survive("indexes", attempt)
 
 
+@pytest.mark.soak
 def test_made_up_indexes(tmp_path: Path, survive) -> None:
     """With the right hashes of whatever is in them: finite scores of rows that are there, or one
     line.

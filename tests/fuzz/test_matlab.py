@@ -13,6 +13,8 @@ from airnet_cli.core.data.readers import cuhk03_raw
 from airnet_cli.core.processes import Apart
 from airnet_cli.errors import DataError
 
+pytestmark = pytest.mark.soak
+
 
 def test_spoilt_protocols(miniature_cuhk03, tmp_path: Path, survive, damage) -> None:
     """What is accepted contradicts itself nowhere."""

@@ -55,6 +55,7 @@ def page_of(names: list[str], picture: Path) -> str:
     return render_report(title=title, text=text, sections=[Section(label, text, blocks)])
 
 
+@pytest.mark.soak
 def test_names_are_text(tmp_path: Path, survive) -> None:
     """Whatever names are on a page, it has the same elements, and they are all to be read."""
     plain = tmp_path / "plain.png"

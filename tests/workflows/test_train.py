@@ -154,6 +154,7 @@ def test_resumed_run_ends_with_the_same_weights(tiny_run: Path, tiny_data_root: 
     )
 
 
+@pytest.mark.soak
 def test_average_is_saved_scored_and_resumed(
     train_tiny: Train, tmp_path: Path, tiny_data_root: Path, tiny_overrides: tuple[str, ...]
 ) -> None:
