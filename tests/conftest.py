@@ -34,13 +34,19 @@ def golden_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with the prepared set `tiny`: 8 drawn people to train on, 4 to test on."""
+    """A data root with the prepared set `tiny`: 8 drawn people to train on, 4 to test on.
+
+    Of the distractors and junk that are drawn it has a third: scoring takes half the time.
+    """
     from airnet_cli.core.data.generated import generate
     from airnet_cli.core.data.manifest import manifest_path, write_manifest
 
     root = tmp_path_factory.mktemp("data")
     images = root / "tiny" / "images"
-    records = generate(images, seed=3, train_identities=8, test_identities=4, processes=1)
+    drawn = generate(images, seed=3, train_identities=8, test_identities=4, processes=1)
+    strangers = [each for each in drawn if each.person_id < 1]
+    dropped = {each.path for number, each in enumerate(strangers) if number % 3}
+    records = [each for each in drawn if each.path not in dropped]
     path = manifest_path(root, "tiny")
     write_manifest(path, name="tiny", root=images, records=records, split_rule="drawn for tests")
     return root

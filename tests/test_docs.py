@@ -88,7 +88,7 @@ def leaf_commands(command=PROGRAM, words: tuple[str, ...] = ()) -> Iterator[str]
 
 def make_targets() -> set[str]:
     text = (PROJECT / "Makefile").read_text(encoding="utf-8")
-    return set(re.findall(r"^([a-z]+):.*## ", text, flags=re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):.*## ", text, flags=re.MULTILINE))
 
 
 def anchors(page: Path) -> set[str]:

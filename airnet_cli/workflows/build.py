@@ -7,6 +7,7 @@ import torch
 
 from airnet_cli.config.presets import validate_preset
 from airnet_cli.config.schema import Preset, Training
+from airnet_cli.core import checkpoint as core_checkpoint
 from airnet_cli.core.averaging import WeightAverage
 from airnet_cli.core.checkpoint import Checkpoint
 from airnet_cli.core.data.dataset import ImageDataset, TrainingLoader

@@ -151,6 +151,7 @@ def test_wrong_request_is_one_line(
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.soak
 def test_real_images_from_a_table(tmp_path: Path, tiny_overrides: tuple[str, ...]) -> None:
     """VIPeR: `prepare-data csv`, a short training, an evaluation that repeats its scores."""
     if not VIPER.is_file():

@@ -143,6 +143,7 @@ def test_the_file_does_not_say_where_it_was_made(tiny: tuple[AirNet, Path]) -> N
         assert text not in content
 
 
+@pytest.mark.soak
 def test_the_same_network_is_the_same_file(tiny: tuple[AirNet, Path], tmp_path: Path) -> None:
     """So that a file can be told by its hash; the network is left as it was."""
     network, path = tiny

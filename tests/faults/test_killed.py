@@ -76,6 +76,7 @@ def files_of_run(runs_root: Path) -> dict[str, Any]:
     return files
 
 
+@pytest.mark.soak
 def test_killed_training_ends_as_the_undisturbed(
     nursery, kills, train_words, tmp_path, record_property
 ) -> None:
@@ -104,7 +105,7 @@ def test_killed_training_ends_as_the_undisturbed(
     record_property("killed", f"{killed} times in {runs} runs")
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param("plain", marks=pytest.mark.soak), "chosen"])
 def test_training_survives_a_kill_between_any_two_files(
     nursery, kills, train_words, tmp_path, name
 ) -> None:

@@ -66,7 +66,9 @@ def files(people: Path) -> list[str]:
     return there
 
 
-@pytest.mark.parametrize("kind", ["delete", "delete a segment", "compact"])
+@pytest.mark.parametrize(
+    "kind", ["delete", "delete a segment", pytest.param("compact", marks=pytest.mark.soak)]
+)
 def test_killed_before_each_operation(nursery, start: Path, tmp_path: Path, kind: str) -> None:
     """Deleting and compacting: old or new for readers; and what is left behind goes in time."""
 
@@ -104,6 +106,7 @@ def test_killed_before_each_operation(nursery, start: Path, tmp_path: Path, kind
     assert True in seen or kind == "delete", "a deletion's last operation is the one that counts"
 
 
+@pytest.mark.soak
 def test_killed_append_goes_on(nursery, kills, start: Path, untrained_run, tmp_path) -> None:
     """Before each operation from the last batch on, and some before: the gallery is the old one or
     the new one, and the same command ends as if nothing had been.

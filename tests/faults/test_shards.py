@@ -148,6 +148,7 @@ def members(torchrun: subprocess.Popen[str]) -> dict[int, int]:
     return found
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_of_torchrun(

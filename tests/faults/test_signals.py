@@ -24,11 +24,17 @@ pytestmark = pytest.mark.slow
 EAGER = {"airnet_cli.core.gallery:SYNC_SECONDS": 0.0}
 """Each batch is brought to disk, so that there is something to keep."""
 
-SIGNALS = pytest.mark.parametrize(
-    ("number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
-    ids=["SIGINT", "SIGTERM"],
-)
+
+def signals(usual: signal.Signals) -> pytest.MarkDecorator:
+    """Both signals with exit code and last word; `usual` in each run, the other in soak tests."""
+    known = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
+    cases = [
+        pytest.param(
+            number, *said, id=number.name, marks=() if number == usual else pytest.mark.soak
+        )
+        for number, said in known.items()
+    ]
+    return pytest.mark.parametrize(("number", "code", "word"), cases)
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def one_line_of(words: list[Any]) -> str:
     return line
 
 
-@SIGNALS
+@signals(signal.SIGTERM)
 def test_training_keeps_its_finished_epochs(nursery, training, number, code, word) -> None:
     """Stopped after the first epoch: its state is whole, the log has it, nothing else is left; and
     `--resume` goes on there.
@@ -120,7 +126,7 @@ def test_training_keeps_its_finished_epochs(nursery, training, number, code, wor
     assert nursery.wait().code == code
 
 
-@SIGNALS
+@signals(signal.SIGINT)
 def test_a_training_keeps_others_out(nursery, training, number, code, word) -> None:
     """A second one says so and stops; the first one, stopped in its first epoch, keeps it open."""
     pid = nursery.start(*training.words, hang="airnet_cli.workflows.train:_save")
@@ -145,7 +151,7 @@ def test_a_stop_while_the_readers_start_is_one_word(nursery, training) -> None:
     assert (ended.code, ended.output.splitlines()[-3:]) == (130, ["hanging", note, "interrupted"])
 
 
-@SIGNALS
+@signals(signal.SIGINT)
 def test_embedding_keeps_its_finished_batches(nursery, embedding, number, code, word) -> None:
     """A second command is kept out; after the signal there is no gallery yet, but its rows, and
     with `--resume` it is that of an undisturbed command.
@@ -171,7 +177,7 @@ def test_embedding_keeps_its_finished_batches(nursery, embedding, number, code, 
     assert {path.name: path.read_bytes() for path in embedding.place.iterdir()} == expected
 
 
-@SIGNALS
+@signals(signal.SIGTERM)
 def test_a_second_signal_leaves_at_once(nursery, training, number, code, word) -> None:
     """Also in the middle of a training that is being ended; what is saved stays."""
     hang = "airnet_cli.workflows.train:_how_to_resume"

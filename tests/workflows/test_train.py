@@ -136,6 +136,7 @@ def test_a_run_that_lacks_only_its_scores_is_resumed(
     assert (run / "model.safetensors").read_bytes() == (tiny_run / "model.safetensors").read_bytes()
 
 
+@pytest.mark.soak
 def test_average_is_saved_scored_and_resumed(
     options: Options, tmp_path: Path, tiny_data_root: Path, tiny_overrides: tuple[str, ...]
 ) -> None:
