@@ -13,6 +13,7 @@ from airnet_cli.core.data import archive
 from airnet_cli.core.data.archive import extract_zip, staged_folder
 from airnet_cli.errors import AirnetError, DataError
 from airnet_cli.workflows.prepare_data import prepare_csv
+from airnet_cli.workflows.preparing import PrepareOptions
 
 PARTS = ["a.jpg", "b.jpg", "A.JPG", "set", "ü.jpg", "a b", "-rf", "<script>", "'\"", "x" * 300]
 PARTS += ["..", ".", "", "~", "C:", ".hidden", "__MACOSX", "a\nb", "\x1b[2J", "CON", "\U0001f600"]
@@ -148,13 +149,13 @@ def test_prepare_leaves_the_old_set(tmp_path: Path, survive, damage) -> None:
         opened.writestr("table.csv", table)
     good = source.read_bytes()
     root = tmp_path / "data"
-    prepare_csv(source, data_root=root, name="own", workers=0)
+    prepare_csv(source, PrepareOptions(data_root=root, name="own", workers=0))
     before = files_under(root)
 
     def attempt(chance: random.Random) -> None:
         source.write_bytes(damage(good, chance))
         try:
-            prepare_csv(source, data_root=root, name="own", workers=0)
+            prepare_csv(source, PrepareOptions(data_root=root, name="own", workers=0))
         except AirnetError:
             assert files_under(root) == before
             raise
