@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 
 from airnet_cli.core.data.archive import extract_zip
 from airnet_cli.core.data.manifest import SplitCounts, count_splits
-from airnet_cli.core.data.people import SplitPeople, split_people
 from airnet_cli.core.data.problems import listed
 from airnet_cli.core.data.readers import cuhk03, cuhk03_raw, folder, market1501, msmt17, table
 from airnet_cli.core.data.records import ImageRecord, Split
+from airnet_cli.core.data.splits import SplitPeople, split_people
 from airnet_cli.core.files import is_file
 from airnet_cli.errors import DataError, UsageError
 from airnet_cli.workflows.preparing import (
