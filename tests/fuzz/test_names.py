@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from airnet_cli.cli.app import app
-from airnet_cli.core.drawing import RankedMatch, RankedRow
+from airnet_cli.core.ranked import RankedList, RankedMatch
 from airnet_cli.core.report import Figure, FigureRow, Section, Table, render_report
 
 NAMES = ["a b", "'", '"', "a\nb", "a\rb", "a\tb", "-rf", "--help", "<script>alert(1)<_script>"]
@@ -45,10 +45,10 @@ class Reader(HTMLParser):
 def page_of(names: list[str], picture: Path) -> str:
     """A page that says each of six names wherever a page may say one."""
     title, text, label, caption, cell, path = names
-    match = RankedMatch(picture, 0.5, "right", caption)
+    match = RankedMatch(1, 0, str(picture), 0.5, "right", {"person_id": caption})
     figure = Figure(Image.new("RGB", (4, 8)), label, caption)
     blocks = (
-        RankedRow(label, picture, (match,)),
+        RankedList(label, picture, label, (match,)),
         FigureRow(path, (figure,)),
         Table((cell,), ((path,),)),
     )
