@@ -77,8 +77,8 @@ def test_programs_get_json(folder: Path) -> None:
         "reranked": False,
         "decision": {"threshold": 0.9, "far": None, "calibration": None, "data": None},
         "notes": [
-            "'query.npy' has no .json beside it that names its model; that it is the gallery's is "
-            "taken on trust"
+            "'query.npy' has no .json next to it that names its model: whether it is the "
+            "gallery's model can't be checked"
         ],
         "queries": [
             {
