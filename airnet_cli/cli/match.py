@@ -1,7 +1,7 @@
 """`airnet match`: the best matches of pictures in a gallery."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,8 @@ from airnet_cli.cli.options import (
 from airnet_cli.cli.output import note, print_json, print_lines, print_table, progress_bars
 
 if TYPE_CHECKING:
-    from airnet_cli.workflows.match import Matching, QueryMatches
+    from airnet_cli.core.ranked import RankedList
+    from airnet_cli.workflows.match import Matching
 
 
 def match(
@@ -72,14 +73,6 @@ def match(
             "--rerank", help="Order the nearest 300 by the neighbours that they have in common."
         ),
     ] = False,
-    index: Annotated[
-        Literal["auto", "none", "int8", "hnsw"],
-        typer.Option(
-            "--index",
-            help="Search with an index (airnet index); auto: int8, where there is one: the "
-            "answers are the same. hnsw is approximate.",
-        ),
-    ] = "auto",
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -117,23 +110,24 @@ def match(
 
     with progress_bars() as progress:
         matching = workflow.match(
-            queries=queries,
-            gallery=gallery,
-            k=top,
-            threshold=threshold,
-            far=far,
-            heads=None if heads is None else [name.strip() for name in heads.split(",")],
-            where=where or (),
-            rerank=rerank,
-            index=index,
-            checkpoint=checkpoint,
-            runs_root=runs_root,
-            table=csv,
-            picture=picture,
-            page=html,
-            device=device,
-            batch_size=batch_size,
-            workers=workers,
+            workflow.MatchOptions(
+                queries=queries,
+                gallery=gallery,
+                k=top,
+                threshold=threshold,
+                far=far,
+                heads=None if heads is None else [name.strip() for name in heads.split(",")],
+                where=where or (),
+                rerank=rerank,
+                checkpoint=checkpoint,
+                runs_root=runs_root,
+                table=csv,
+                picture=picture,
+                page=html,
+                device=device,
+                batch_size=batch_size,
+                workers=workers,
+            ),
             progress=progress,
         )
     print_json(matching.to_dict()) if json else _show(matching)
@@ -156,7 +150,7 @@ def _show(matching: "Matching") -> None:
         )
 
 
-def _show_query(query: "QueryMatches") -> None:
+def _show_query(query: "RankedList") -> None:
     first = query.matches[0]
     columns = ["rank", "score"]
     columns += ["distance"] if first.distance is not None else []
@@ -164,7 +158,7 @@ def _show_query(query: "QueryMatches") -> None:
     columns += [*(["row"] if first.row is not None else []), *first.columns, "path"]
     rows: list[list[str]] = []
     for found in query.matches:
-        row = [str(found.rank), f"{found.score:.4f}"]
+        row = [found.rank_text, f"{found.score:.4f}"]
         row += [f"{found.distance:.4f}"] if found.distance is not None else []
         row += [found.verdict] if found.verdict is not None else []
         row += [str(found.row)] if found.row is not None else []

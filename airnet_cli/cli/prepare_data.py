@@ -11,7 +11,8 @@ One function per kind of source, all with the same result. `--json` prints one o
     images_verified  images that were opened and decoded
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,7 +23,7 @@ from airnet_cli.cli.options import DEFAULT_DATA_ROOT, DataRootOption, JsonOption
 from airnet_cli.cli.output import note, print_json, print_table, progress_bars
 
 if TYPE_CHECKING:
-    from airnet_cli.workflows.preparing import PreparedDataset
+    from airnet_cli.workflows.preparing import PreparedDataset, PrepareOptions
 
 JSON_VERSION = 1
 
@@ -80,15 +81,8 @@ def market1501(
     """
     from airnet_cli.workflows.prepare_data import prepare_market1501
 
-    with progress_bars() as progress:
-        prepared = prepare_market1501(
-            source,
-            data_root=data_root,
-            allow_partial=allow_partial,
-            verify=not no_verify,
-            workers=workers,
-            progress=progress,
-        )
+    with _options(data_root, allow_partial, no_verify, workers) as options:
+        prepared = prepare_market1501(source, options)
     _show(prepared, json=json)
 
 
@@ -109,7 +103,11 @@ def cuhk03_labeled(
 
     Example: airnet prepare-data cuhk03-labeled cuhk03-np/
     """
-    _cuhk03("labeled", source, protocol, data_root, allow_partial, no_verify, workers, json)
+    from airnet_cli.workflows.prepare_data import prepare_cuhk03
+
+    with _options(data_root, allow_partial, no_verify, workers) as options:
+        prepared = prepare_cuhk03(source, options, boxes="labeled", protocol=protocol)
+    _show(prepared, json=json)
 
 
 def cuhk03_detected(
@@ -129,7 +127,11 @@ def cuhk03_detected(
 
     Example: airnet prepare-data cuhk03-detected cuhk03_release/cuhk-03.mat --protocol configs/
     """
-    _cuhk03("detected", source, protocol, data_root, allow_partial, no_verify, workers, json)
+    from airnet_cli.workflows.prepare_data import prepare_cuhk03
+
+    with _options(data_root, allow_partial, no_verify, workers) as options:
+        prepared = prepare_cuhk03(source, options, boxes="detected", protocol=protocol)
+    _show(prepared, json=json)
 
 
 def msmt17(
@@ -163,16 +165,8 @@ def msmt17(
     """
     from airnet_cli.workflows.prepare_data import prepare_msmt17
 
-    with progress_bars() as progress:
-        prepared = prepare_msmt17(
-            source,
-            lists=lists,
-            data_root=data_root,
-            allow_partial=allow_partial,
-            verify=not no_verify,
-            workers=workers,
-            progress=progress,
-        )
+    with _options(data_root, allow_partial, no_verify, workers) as options:
+        prepared = prepare_msmt17(source, options, lists=lists)
     _show(prepared, json=json)
 
 
@@ -220,18 +214,9 @@ def folder(
     """
     from airnet_cli.workflows.prepare_data import prepare_folder
 
-    with progress_bars() as progress:
+    with _options(data_root, allow_partial, no_verify, workers, name) as options:
         prepared = prepare_folder(
-            source,
-            name=name,
-            pattern=pattern,
-            test_share=test_share,
-            seed=seed,
-            data_root=data_root,
-            allow_partial=allow_partial,
-            verify=not no_verify,
-            workers=workers,
-            progress=progress,
+            source, options, pattern=pattern, test_share=test_share, seed=seed
         )
     _show(prepared, json=json)
 
@@ -269,17 +254,8 @@ def csv(
     """
     from airnet_cli.workflows.prepare_data import prepare_csv
 
-    with progress_bars() as progress:
-        prepared = prepare_csv(
-            table,
-            images=images,
-            name=name,
-            data_root=data_root,
-            allow_partial=allow_partial,
-            verify=not no_verify,
-            workers=workers,
-            progress=progress,
-        )
+    with _options(data_root, allow_partial, no_verify, workers, name) as options:
+        prepared = prepare_csv(table, options, images=images)
     _show(prepared, json=json)
 
 
@@ -298,14 +274,8 @@ def demo(
     """
     from airnet_cli.workflows.prepare_data import prepare_demo
 
-    with progress_bars() as progress:
-        prepared = prepare_demo(
-            data_root=data_root,
-            seed=seed,
-            verify=not no_verify,
-            workers=workers,
-            progress=progress,
-        )
+    with _options(data_root, False, no_verify, workers) as options:
+        prepared = prepare_demo(options, seed=seed)
     _show(prepared, json=json)
 
 
@@ -323,31 +293,26 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
 """The kinds of source, for `app.py` to register under `prepare-data`."""
 
 
-def _cuhk03(
-    boxes: Literal["labeled", "detected"],
-    source: Path,
-    protocol: Path | None,
+@contextlib.contextmanager
+def _options(
     data_root: Path,
     allow_partial: bool,
     no_verify: bool,
     workers: int | None,
-    json: bool,
-) -> None:
-    """What the two commands for CUHK03 do."""
-    from airnet_cli.workflows.prepare_data import prepare_cuhk03
+    name: str | None = None,
+) -> Iterator["PrepareOptions"]:
+    """The options that all kinds share, with progress bars while the block runs."""
+    from airnet_cli.workflows.preparing import PrepareOptions
 
     with progress_bars() as progress:
-        prepared = prepare_cuhk03(
-            source,
-            boxes=boxes,
-            protocol=protocol,
+        yield PrepareOptions(
             data_root=data_root,
+            name=name,
             allow_partial=allow_partial,
             verify=not no_verify,
             workers=workers,
             progress=progress,
         )
-    _show(prepared, json=json)
 
 
 def _show(prepared: "PreparedDataset", *, json: bool) -> None:

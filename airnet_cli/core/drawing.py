@@ -6,7 +6,7 @@
 - Marks are drawn as shapes, not written: no font is needed but Pillow's own.
 - Pictures keep their aspect ratio, and are enlarged to a size that can be read.
 
-Functions return `PIL.Image.Image`; who calls them writes the file.
+Functions return a `PIL.Image.Image`; `save_picture` writes it.
 """
 
 import functools
@@ -14,19 +14,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from airnet_cli.core.data.images import try_open_image
+from airnet_cli.core.files import replacing
+from airnet_cli.core.ranked import MatchState, RankedList
 from airnet_cli.errors import DataError
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-MatchState = Literal["right", "wrong", "ignored", "junk", "unknown", "same", "unjudged"]
-MATCH_STATES: tuple[MatchState, ...] = get_args(MatchState)
 FrameState = MatchState | Literal["query"]
 
 COLOURS: dict[FrameState, str] = {
@@ -52,31 +52,6 @@ MEANINGS: dict[FrameState, str] = {
     "unjudged": "no verdict",
 }
 """What the legend says."""
-
-NOT_RANKED: frozenset[MatchState] = frozenset({"ignored", "junk"})
-"""States whose pictures stand in the list but have no rank of their own."""
-
-
-@dataclass(frozen=True)
-class RankedMatch:
-    """One picture of a ranked list."""
-
-    path: Path
-    score: float
-    """Similarity to the query; printed with three decimals."""
-    state: MatchState
-    caption: str
-    """A few words under the score, such as "person 12, camera 3"; may be empty."""
-
-
-@dataclass(frozen=True)
-class RankedRow:
-    """A query and its matches, best first."""
-
-    label: str
-    """What ranked them ("whole embedding", "head A1"), or the query's name."""
-    query: Path
-    matches: tuple[RankedMatch, ...]
 
 
 @dataclass(frozen=True)
@@ -105,7 +80,7 @@ class SaliencyRow:
 
 
 def draw_ranked_lists(
-    rows: Sequence[RankedRow], *, title: str = "", height_px: int = 192, width_px: int = 104
+    rows: Sequence[RankedList], *, title: str = "", height_px: int = 192, width_px: int = 104
 ) -> Image.Image:
     """Draw a row per list: the query, then its matches with frame, mark, rank and score.
 
@@ -123,6 +98,7 @@ def draw_ranked_lists(
     cell = _Cell(width_px, height_px)
     longest = max(len(row.matches) for row in rows)
     queries = [row.query for row in rows]
+    images = [_image_of(row) for row in rows]
     states = {match.state for row in rows for match in row.matches}
     sheet = _Sheet(
         width_px=cell.step + QUERY_GAP + longest * cell.step,
@@ -132,17 +108,19 @@ def draw_ranked_lists(
         title=title,
         legend=[state for state in MEANINGS if state == "query" or state in states],
     )
-    for row, top in zip(rows, sheet.row_tops, strict=True):
+    for row, image, top in zip(rows, images, sheet.row_tops, strict=True):
         sheet.text((MARGIN, top), row.label, width_px=sheet.inner_width, size=TEXT, bold=True)
         top += LABEL_HEIGHT
-        picture = open_picture(row.query)
+        picture = open_picture(image)
         sheet.framed(picture, (MARGIN, top), cell, state="query")
         left = MARGIN + cell.step + QUERY_GAP
-        for match, rank in zip(row.matches, ranks_shown(row.matches), strict=True):
+        for match in row.matches:
             sheet.framed(open_picture(match.path), (left, top), cell, state=match.state)
             under = top + cell.framed_height + 4
             score = f"{match.score:.3f}"
-            sheet.text((left, under), rank, width_px=cell.framed_width, size=TEXT, bold=True)
+            sheet.text(
+                (left, under), match.rank_text, width_px=cell.framed_width, size=TEXT, bold=True
+            )
             sheet.text((left, under), score, width_px=cell.framed_width, size=TEXT, align="right")
             sheet.text(
                 (left, under + 20),
@@ -153,6 +131,12 @@ def draw_ranked_lists(
             )
             left += cell.step
     return sheet.image
+
+
+def _image_of(ranked: RankedList) -> Path:
+    if ranked.image is None:
+        raise ValueError(f"query {ranked.query} has no image to draw")
+    return ranked.image
 
 
 def draw_saliency_sheet(
@@ -210,20 +194,6 @@ def draw_saliency_sheet(
     return sheet.image
 
 
-def ranks_shown(matches: Sequence[RankedMatch]) -> list[str]:
-    """The rank of each match as text: counted over what is ranked; "-" for ignored and junk.
-
-    >>> def match(state): return RankedMatch(Path("a.jpg"), 0.5, state, "")
-    >>> ranks_shown([match("ignored"), match("right"), match("junk"), match("wrong")])
-    ['-', '1', '-', '2']
-    """
-    shown, rank = [], 0
-    for match in matches:
-        rank += match.state not in NOT_RANKED
-        shown.append("-" if match.state in NOT_RANKED else str(rank))
-    return shown
-
-
 def draw_heat(
     picture: Image.Image, heat: npt.NDArray[np.float32], *, is_signed: bool
 ) -> Image.Image:
@@ -265,6 +235,21 @@ class HeatScale:
     image: Image.Image
     low: str
     high: str
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format of its name, complete or not at all.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    with replacing(path) as temporary:
+        picture.save(temporary, kind)
+
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Formats of the pictures that we write."""
 
 
 def open_picture(path: Path) -> Image.Image:

@@ -19,12 +19,11 @@ from airnet_cli.core.drawing import (
     COLOURS,
     MEANINGS,
     FrameState,
-    RankedRow,
     draw_mark,
     open_picture,
-    ranks_shown,
 )
 from airnet_cli.core.files import write_text
+from airnet_cli.core.ranked import RankedList
 
 PICTURE_HEIGHT = 256
 """Pixels; higher pictures of ranked lists are reduced to it, which is twice what is shown."""
@@ -57,7 +56,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-Block = RankedRow | FigureRow | Table
+Block = RankedList | FigureRow | Table
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def render_report(*, title: str, sections: Sequence[Section], text: str = "") ->
         match.state
         for section in sections
         for block in section.blocks
-        if isinstance(block, RankedRow)
+        if isinstance(block, RankedList)
         for match in block.matches
     }
     shown: list[FrameState] = ["query"] if states else []
@@ -118,7 +117,7 @@ def _section(section: Section) -> Iterator[str]:
         yield f"<p>{_escape(section.text)}</p>"
     for block in section.blocks:
         match block:
-            case RankedRow():
+            case RankedList():
                 yield _ranked(block)
             case FigureRow():
                 yield _figures(block)
@@ -135,22 +134,22 @@ def _legend(states: Sequence[FrameState]) -> str:
     return f'<ul class="legend">{entries}</ul>' if entries else ""
 
 
-def _ranked(row: RankedRow) -> str:
+def _ranked(row: RankedList) -> str:
     """A list that shows its pictures, and on a click its numbers and paths."""
-    ranks = ranks_shown(row.matches)
-    pictures = [_framed(row.query, "query", "query", "")]
+    assert row.image is not None, "checked before the work"
+    pictures = [_framed(row.image, "query", "query", "")]
     pictures += [
-        _framed(match.path, match.state, f"{rank} · {match.score:.3f}", match.caption)
-        for rank, match in zip(ranks, row.matches, strict=True)
+        _framed(match.path, match.state, f"{match.rank_text} · {match.score:.3f}", match.caption)
+        for match in row.matches
     ]
     rows = [
-        (rank, f"{match.score:.4f}", match.state, match.caption, str(match.path))
-        for rank, match in zip(ranks, row.matches, strict=True)
+        (match.rank_text, f"{match.score:.4f}", match.state, match.caption, match.name)
+        for match in row.matches
     ]
     return (
         f'<details class="ranked"><summary><h3>{_escape(row.label)}</h3>'
         f'<div class="strip">{"".join(pictures)}</div></summary>'
-        f'<p class="path">query: {_escape(str(row.query))}</p>'
+        f'<p class="path">query: {_escape(row.query)}</p>'
         f"{_table(('rank', 'score', 'state', 'image', 'path'), rows)}</details>"
     )
 

@@ -11,11 +11,10 @@ from airnet_cli.core import checkpoint as core_checkpoint
 from airnet_cli.core.averaging import WeightAverage
 from airnet_cli.core.checkpoint import Checkpoint
 from airnet_cli.core.data.dataset import ImageDataset, TrainingLoader
-from airnet_cli.core.data.held_out import hold_out
-from airnet_cli.core.data.identities import IdentitySplit, split_identities
 from airnet_cli.core.data.manifest import Manifest, count_splits
 from airnet_cli.core.data.records import SPLITS
 from airnet_cli.core.data.sampler import BatchShare, IdentitySampler
+from airnet_cli.core.data.splits import IdentitySplit, hold_out, split_identities
 from airnet_cli.core.data.transforms import Augmentation
 from airnet_cli.core.distributed import SINGLE, World
 from airnet_cli.core.model.airnet import AirNet

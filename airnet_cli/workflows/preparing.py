@@ -1,9 +1,9 @@
-"""What preparing any data set comes down to: find labels, check images, write the manifest.
+"""Preparing any data set: read labels, check every image, write the manifest.
 
-`prepare` does it, with a function that reads the labels of one kind of source. Images that are
-unpacked, drawn or extracted go to a temporary folder under the data root, which takes the place of
-an earlier one only when all has been checked; the manifest is written last. A process that
-prepares a data set locks its folder.
+`prepare` does it for every kind of source; `prepare_data.py` has a function for each kind that
+reads the labels. A folder of images stays where it is. Images that are unpacked, extracted or drawn
+go to a temporary folder, which replaces an earlier one only after all checks. The manifest is
+written last.
 """
 
 import contextlib
@@ -18,19 +18,39 @@ from airnet_cli.core.data.manifest import Manifest, SplitCounts, manifest_path, 
 from airnet_cli.core.data.records import DISTRACTOR, JUNK, SPLITS, ImageRecord, Split
 from airnet_cli.core.data.verify import raise_for_bad, verify_images
 from airnet_cli.core.files import lock_folder, remove_parts
-from airnet_cli.core.progress import Progress
+from airnet_cli.core.progress import Progress, silent
 from airnet_cli.errors import DataError
 
 IMAGES = "images"
-"""Folder beside the manifest for images that were unpacked or generated."""
+"""Folder next to the manifest, for images that were unpacked or generated."""
 
 UNPACKED = ".unpacked"
-"""Folder for what an archive has, where the images are made of it; gone when they are."""
+"""Folder for the files of an archive from which images are extracted; removed afterwards."""
+
+MOST_PROCESSES = 16
+"""More processes that decode images only wait for the disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareOptions:
+    """Options that all kinds of data sets share."""
+
+    data_root: Path
+    """The manifest becomes `data_root/NAME/manifest.jsonl`."""
+    name: str | None = None
+    """Name of the data set; None: the published name, or that of the source."""
+    allow_partial: bool = False
+    """Report what is missing or extra as notes, not as an error."""
+    verify: bool = True
+    """Decode every image."""
+    workers: int | None = None
+    """Processes that decode; 0: this process; None: one for each processor."""
+    progress: Progress = silent
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedDataset:
-    """What was prepared, and how it compares with what was published."""
+    """The prepared data set, next to its published counts."""
 
     name: str
     manifest: Path
@@ -38,101 +58,111 @@ class PreparedDataset:
     """Absolute folder of the images."""
     counts: Mapping[Split, SplitCounts]
     published: Mapping[Split, SplitCounts] | None
-    """Counts of the full set, of the splits for which some are published; None if of no split."""
+    """Published counts of the complete data set, by split; None where nothing is published."""
     notes: tuple[str, ...]
     """What is missing, extra or unusual, one line each."""
     images_verified: int
-    """Images that were opened and decoded; 0 when that was skipped."""
+    """Images that were opened and decoded; 0 if that was skipped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a reader found out."""
+    """The result of reading a source."""
 
     root: Path
     records: Sequence[ImageRecord]
+    split_rule: str
+    """Where the split comes from, in one line."""
     notes: Sequence[str] = ()
     person_names: Mapping[int, str] = field(default_factory=dict)
     camera_names: Mapping[int, str] = field(default_factory=dict)
-    split_rule: str | None = None
-    """Where only the reader knows it."""
     published: Mapping[Split, SplitCounts] | None = None
-    """Where only the reader knows which part of them holds."""
 
 
 def prepare(
     name: str,
-    *,
     source: Path,
     labels: Callable[[Path], Labels],
-    is_staged: bool,
-    split_rule: str,
-    published: Mapping[Split, SplitCounts] | None,
-    data_root: Path,
-    verify: bool,
-    workers: int | None,
-    progress: Progress,
+    options: PrepareOptions,
+    *,
+    in_stage: bool,
 ) -> PreparedDataset:
-    """Read labels in `source`, or in a temporary folder that `labels` fills; check; write.
+    """Read the labels, check the images, write the manifest.
+
+    Args:
+        name: of the data set.
+        source: what the user gave, for messages.
+        labels: reads a folder of images: `source`, or a temporary folder that it fills first.
+        options: shared by all kinds.
+        in_stage: give `labels` a temporary folder, which becomes `data_root/NAME/images`.
 
     Raises:
-        DataError: as `labels` does; bad images; a place that can't be written, or in which another
-            process prepares the same data set.
+        DataError: as `labels` does; broken images; a folder that can't be written, or in which
+            another process prepares the same data set.
     """
-    path = manifest_path(data_root, name)
+    path = manifest_path(options.data_root, name)
 
-    def checked(folder: Path) -> tuple[Labels, int]:
+    def read(folder: Path) -> tuple[Labels, int]:
         found = labels(folder)
-        paths = {record.path for record in found.records} if verify else set()
-        processes = _processors() if workers is None else workers
-        bad = verify_images(found.root, paths, workers=processes, progress=progress)
+        paths = {record.path for record in found.records} if options.verify else set()
+        workers = min(MOST_PROCESSES, os.cpu_count() or 1)
+        workers = workers if options.workers is None else options.workers
+        bad = verify_images(found.root, paths, workers=workers, progress=options.progress)
         raise_for_bad(found.root, bad)
         return found, len(paths)
 
-    def write(manifest: Path, found: Labels) -> Manifest:
-        return write_manifest(
-            manifest,
-            name=name,
-            root=found.root,
-            records=found.records,
-            split_rule=found.split_rule or split_rule,
-            person_names=found.person_names,
-            camera_names=found.camera_names,
-        )
-
     new = path.with_name(f".{path.name}.new")
-    with _alone_in(path.parent, new):
-        if is_staged:
+    with _locked(path.parent, new):
+        if in_stage:
             images = path.parent / IMAGES
             with staged_folder(images, record=path) as stage:
-                try:
-                    found, verified = checked(stage)
-                except DataError as error:
-                    # The temporary folder is gone when the message is read: name what was given.
-                    named = str(error).replace(str(stage / UNPACKED), str(source))
-                    raise DataError(named.replace(str(stage), str(source))) from error
+                with _naming_source(stage, source):
+                    found, verified = read(stage)
                 found = replace(found, root=images / found.root.relative_to(stage))
-                # Before the folder takes its place: a disk that is full shows now.
-                written = write(new, found)
+                # Before the folder is renamed: a full disk shows now.
+                written = _write(new, name, found)
             new.replace(path)
         else:
-            found, verified = checked(source)
-            written = write(path, found)
+            found, verified = read(source)
+            written = _write(path, name, found)
     return PreparedDataset(
         name=name,
         manifest=path,
         root=written.root,
         counts=written.counts,
-        published=published if found.published is None else found.published,
+        published=found.published,
         notes=(*found.notes, *_unusual(written)),
         images_verified=verified,
     )
 
 
+def _write(path: Path, name: str, found: Labels) -> Manifest:
+    return write_manifest(
+        path,
+        name=name,
+        root=found.root,
+        records=found.records,
+        split_rule=found.split_rule,
+        person_names=found.person_names,
+        camera_names=found.camera_names,
+    )
+
+
 @contextlib.contextmanager
-def _alone_in(folder: Path, new: Path) -> Iterator[None]:
-    """Lock the data set's folder and remove what a killed process left there (and the manifest
-    `new`, which never took its place); remove the folder if it stays empty.
+def _naming_source(stage: Path, source: Path) -> Iterator[None]:
+    """Name the source in errors: the temporary folder is gone when the user reads them."""
+    try:
+        yield
+    except DataError as error:
+        named = str(error).replace(str(stage / UNPACKED), str(source))
+        raise DataError(named.replace(str(stage), str(source))) from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, new: Path) -> Iterator[None]:
+    """Lock the data set's folder and remove what a killed process left there.
+
+    The folder is removed again if it stays empty.
     """
     empty = [folder] if folder.parent.exists() else [folder, folder.parent]
     try:
@@ -157,30 +187,17 @@ def _alone_in(folder: Path, new: Path) -> Iterator[None]:
             finally:
                 new.unlink(missing_ok=True)
     finally:
-        with contextlib.suppress(OSError):  # not empty: there is a data set, old or new
+        with contextlib.suppress(OSError):  # not empty: it holds a data set
             for each in empty:
                 each.rmdir()
 
 
-def full_or_partial(
-    what: str,
-    root: Path,
-    records: Sequence[ImageRecord],
-    differences: Sequence[str],
-    *,
-    allow_partial: bool,
-) -> Labels:
-    """Refuse a published set that is not as published, or note what differs."""
-    if differences and not allow_partial:
-        raise DataError(
-            f"{root} is not the full {what}: {'; '.join(differences)}; "
-            "complete it, or pass --allow-partial to use it as it is"
-        )
-    return Labels(root=root, records=records, notes=differences)
+def check_source(source: Path) -> None:
+    """Refuse a path that is missing, or an archive of another kind than zip.
 
-
-def check_exists(source: Path) -> None:
-    """Raise unless the path that the user gave is there."""
+    Raises:
+        DataError: it can't be a source.
+    """
     if not source.exists():
         raise DataError(f"{source} does not exist; give the path of a file or folder that does")
     if not source.is_dir() and not source.is_file():
@@ -193,7 +210,11 @@ def check_exists(source: Path) -> None:
 
 
 def name_of(source: Path) -> str:
-    """Name a data set after its file or folder."""
+    """The name of a data set after its file or folder.
+
+    Raises:
+        DataError: it can't be a name.
+    """
     name = source.name if source.is_dir() else source.stem
     try:
         manifest_path(Path(), name)
@@ -203,7 +224,7 @@ def name_of(source: Path) -> str:
 
 
 def is_zip(source: Path) -> bool:
-    """Tell by name or first bytes: a table never begins with them."""
+    """Whether a file is a zip, by its name or first bytes."""
     if source.suffix.lower() == ".zip":
         return True
     try:
@@ -213,11 +234,6 @@ def is_zip(source: Path) -> bool:
         return False
 
 
-def _processors() -> int:
-    """Count the processors to decode with; more than 16 wait for the disk."""
-    return min(16, os.cpu_count() or 1)
-
-
 def _unusual(written: Manifest) -> list[str]:
     """Note what spoils training or scores without being an error."""
     notes = [f"{split}: no images" for split in SPLITS if written.counts[split].images == 0]
@@ -225,7 +241,7 @@ def _unusual(written: Manifest) -> list[str]:
         split: {record.person_id for record in written.split(split)} - {JUNK} for split in SPLITS
     }
     for split in SPLITS[1:]:
-        # A distractor is nobody, whoever is called 0 in training.
+        # Distractors are nobody, even if a training person has the id 0.
         shared = sorted((ids["train"] & ids[split]) - {DISTRACTOR})
         if shared:
             listed = ", ".join(str(person_id) for person_id in shared[:5])
@@ -234,12 +250,18 @@ def _unusual(written: Manifest) -> list[str]:
                 f"({listed}{', ...' if shared[5:] else ''}): "
                 "scores on people seen in training say little about others"
             )
+    return notes + _unanswerable(written)
+
+
+def _unanswerable(written: Manifest) -> list[str]:
+    """Note queries that have no right answer."""
     cameras: defaultdict[int, set[int]] = defaultdict(set)
     for record in written.split("gallery"):
         cameras[record.person_id].add(record.camera_id)
     query = written.split("query")
     absent = sum(record.person_id not in cameras for record in query)
     same_camera = sum(cameras.get(record.person_id) == {record.camera_id} for record in query)
+    notes = []
     if absent:
         notes.append(
             f"{absent:,} of {len(query):,} queries have no gallery image of their identity"
@@ -247,8 +269,8 @@ def _unusual(written: Manifest) -> list[str]:
     if len({record.camera_id for record in (*query, *written.split("gallery"))}) == 1:
         notes.append(
             "query and gallery are by one camera, and images by the query's own camera are left "
-            "out of scores: run airnet evaluate --no-camera-filter, and airnet train --set "
-            "evaluation.camera_filter=false"
+            "out of scores: run airnet evaluate --no-camera-filter, and airnet train --preset "
+            "NAME --set evaluation.camera_filter=false"
         )
     elif same_camera:
         notes.append(

@@ -18,8 +18,8 @@ def asked(monkeypatch):
     """The arguments of the workflow, which does nothing here but say what it wrote."""
     kept = {}
 
-    def visualize(**request):
-        kept.update(request)
+    def visualize(options, **request):
+        kept.update(vars(options))
         model = Model(Path("runs/new/model.safetensors"), Path("runs/new"), was_chosen=True)
         request["on_model"](model)
         return Visualization(model, (Path("a.png"), Path("b.png")), Path("b.json"), Path("c.html"))

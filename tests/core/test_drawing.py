@@ -2,6 +2,7 @@
 
 from itertools import combinations
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,10 +12,7 @@ from airnet_cli.core.drawing import (
     COLOURS,
     FRAME,
     MARK,
-    MATCH_STATES,
     MEANINGS,
-    RankedMatch,
-    RankedRow,
     SaliencyPanel,
     SaliencyRow,
     draw_heat,
@@ -24,6 +22,7 @@ from airnet_cli.core.drawing import (
     heat_scale,
     open_picture,
 )
+from airnet_cli.core.ranked import MatchState, RankedList, RankedMatch
 from airnet_cli.errors import DataError
 
 
@@ -35,9 +34,13 @@ def crop(tmp_path: Path) -> Path:
     return path
 
 
-def row(crop, *states, label="head A1", caption="person 12, c3"):
-    matches = (RankedMatch(crop, 0.9, state, caption) for state in states)
-    return RankedRow(label, crop, tuple(matches))
+def row(crop, *states, label="head A1", person="12"):
+    columns = {"person_id": person, "camera_id": "3"}
+    matches = (
+        RankedMatch(rank, 0, str(crop), 0.9, state, columns)
+        for rank, state in enumerate(states, start=1)
+    )
+    return RankedList(str(crop), crop, label, tuple(matches))
 
 
 def panel(heat, *, is_signed=False, caption="person 12: 81%"):
@@ -49,7 +52,7 @@ def count(image, colour):
     return int((pixels == ImageColor.getrgb(colour)).all(axis=2).sum())
 
 
-@pytest.mark.parametrize("state", MATCH_STATES)
+@pytest.mark.parametrize("state", get_args(MatchState))
 def test_a_match_has_the_frame_of_its_state(crop, state):
     """The frame's pixels are there for this state, besides those of the small mark."""
     drawn = draw_ranked_lists([row(crop, state)], height_px=128, width_px=64)
@@ -85,8 +88,8 @@ def test_sheet_holds_the_longest_row(crop, lengths):
 def test_text_never_leaves_the_sheet(crop):
     """Long names are shortened, whatever their script: the sheet stays as wide as without."""
     name = "a/very long name " * 40 + "é漢字.jpg"
-    long = draw_ranked_lists([row(crop, "right", label=name, caption=name)], title=name)
-    short = draw_ranked_lists([row(crop, "right", label="a", caption="a")], title="a")
+    long = draw_ranked_lists([row(crop, "right", label=name, person=name)], title=name)
+    short = draw_ranked_lists([row(crop, "right", label="a", person="a")], title="a")
     assert long.size == short.size
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from airnet_cli.core.drawing import RankedMatch, RankedRow
+from airnet_cli.core.ranked import NOT_RANKED, RankedList, RankedMatch
 from airnet_cli.core.report import Figure, FigureRow, Section, Table, write_report
 from airnet_cli.errors import DataError, OutputError
 
@@ -52,10 +52,16 @@ def page(tmp_path_factory) -> Path:
     for index, (state, grey) in enumerate(zip(states, colours, strict=False)):
         path = folder / f"match{index}.png"
         Image.new("RGB", (64, 128), (grey, 90, 160)).save(path)
-        matches.append(RankedMatch(path, 0.95 - index / 10, state, f"person {index}, c1"))
+        columns = {"person_id": str(index + 1), "camera_id": "1"}
+        rank = None if state in NOT_RANKED else 1 + sum(m.rank is not None for m in matches)
+        matches.append(RankedMatch(rank, index, str(path), 0.95 - index / 10, state, columns))
     figure = Figure(Image.new("RGB", (128, 256), "olive"), "A1 airnet", "person 7: 93%")
     sections = [
-        Section("Lists", "Click.", tuple(RankedRow(EVIL, evil, tuple(matches)) for _ in range(2))),
+        Section(
+            "Lists",
+            "Click.",
+            tuple(RankedList(str(evil), evil, EVIL, tuple(matches)) for _ in range(2)),
+        ),
         Section("Maps", "", (FigureRow("a.jpg", (figure,) * 5),)),
         Section("Numbers", "", (Table(("head", "cosine"), (("A1", "0.5"), (EVIL, "0.4"))),)),
     ]
@@ -119,7 +125,7 @@ def test_a_missing_image_leaves_the_old_page(tmp_path):
     """The page is rendered before it is written."""
     path = tmp_path / "report.html"
     path.write_text("old")
-    row = RankedRow("a", tmp_path / "gone.png", ())
+    row = RankedList("gone.png", tmp_path / "gone.png", "a", ())
     with pytest.raises(DataError, match=r"gone\.png' can't be read: no such file"):
         write_report(path, title="t", sections=[Section("h", "", (row,))])
     assert path.read_text() == "old"

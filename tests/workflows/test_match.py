@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from airnet_cli.core.files import lock_output
 from airnet_cli.core.gallery import GalleryWriter, Listing
 from airnet_cli.core.retrieval.calibration import (
     Calibration,
@@ -23,8 +21,7 @@ from airnet_cli.core.retrieval.calibration import (
 from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
 from airnet_cli.errors import AirnetError, CheckpointError, DataError, UsageError
 from airnet_cli.workflows.embed import embed
-from airnet_cli.workflows.index import make_index
-from airnet_cli.workflows.match import Matching, match
+from airnet_cli.workflows.match import Matching, MatchOptions, match
 
 HEADS = {"A1": [0, 8], "A2": [8, 16], "I": [16, 24]}
 
@@ -122,7 +119,7 @@ class World:
             "batch_size": 8,
             "workers": 0,
         }
-        return match(**settings | changes)
+        return match(MatchOptions(**settings | changes))
 
 
 @pytest.fixture
@@ -228,19 +225,10 @@ def test_re_ranking_orders_by_neighbours(world: World) -> None:
 # The model
 
 
-def test_the_model_is_found_by_its_path(world: World) -> None:
-    """The record's path comes first."""
+def test_the_recorded_model_is_used(world: World) -> None:
+    """Other runs with the same weights are not searched."""
     world.add_checkpoint("later", world.checkpoint.read_bytes())
     assert world.match(world.features(world.embeddings)).checkpoint == world.checkpoint
-
-
-def test_a_model_that_moved_is_found_by_its_fingerprint(world: World) -> None:
-    """Any run with the same bytes is the same model."""
-    world.add_checkpoint("another", b"another model")
-    moved = world.runs / "moved"
-    shutil.move(world.checkpoint.parent, moved)
-    found = world.match(world.features(world.embeddings)).checkpoint
-    assert found == moved / "model.safetensors"
 
 
 def test_another_model_is_refused_with_both_names(world: World) -> None:
@@ -259,13 +247,13 @@ def test_a_model_that_is_not_to_be_found(world: World, replaced: bool) -> None:
         world.checkpoint.write_bytes(b"trained on")
     else:
         world.checkpoint.unlink()
-    with pytest.raises(CheckpointError, match="give it as --checkpoint") as refused:
+    with pytest.raises(CheckpointError, match="as --checkpoint") as refused:
         world.match(world.folder / "images")
     assert str(world.checkpoint) in str(refused.value)
     assert ("is another model" in str(refused.value)) == replaced
     matching = world.match(world.features(world.embeddings))
     assert matching.checkpoint is None
-    assert "model, beside which its calibration would be, was not found" in matching.notes[-1]
+    assert "the gallery's model was not found" in matching.notes[-1]
 
 
 def test_features_of_another_model_are_refused(world: World) -> None:
@@ -279,9 +267,9 @@ def test_features_of_another_model_are_refused(world: World) -> None:
         assert words in str(refused.value)
 
 
-def test_features_without_a_record_are_taken_on_trust(world: World) -> None:
+def test_features_without_a_record_can_not_be_checked(world: World) -> None:
     """Nothing says which model made them; the user is told so."""
-    assert "taken on trust" in world.match(world.features(world.embeddings)).notes[0]
+    assert "can't be checked" in world.match(world.features(world.embeddings)).notes[0]
 
 
 # What scores mean
@@ -375,7 +363,7 @@ def test_picture_and_page(world: World) -> None:
     text = page.read_text(encoding="utf-8")
     assert text.count("<img") == 12
     assert "camera_id!=1" in text
-    assert "From 0.9000 on it is called the same person" in text
+    assert "Scores from 0.9000 mean the same person" in text
     assert not list(world.folder.glob(".*part"))
 
 
@@ -396,13 +384,14 @@ def test_page_in_a_browser(world: World, browser: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        pytest.param({"picture": Path("out.txt")}, UsageError, "no picture's name", id="suffix"),
+        pytest.param({"picture": Path("out.txt")}, UsageError, "not a picture's name",
+                     id="suffix"),
         pytest.param({"picture": Path("out.png")}, UsageError, "has no image to draw",
                      id="no image"),
         pytest.param({"page": Path("out.html")}, UsageError, "has no image to draw", id="page"),
         pytest.param({"threshold": 0.5, "far": 0.01}, UsageError, "give one of them", id="both"),
-        pytest.param({"threshold": 1.5}, UsageError, "threshold 1.5 is no cosine", id="threshold"),
-        pytest.param({"threshold": float("nan")}, UsageError, "is no cosine", id="NaN"),
+        pytest.param({"threshold": 1.5}, UsageError, "1.5 is not a cosine", id="threshold"),
+        pytest.param({"threshold": float("nan")}, UsageError, "is not a cosine", id="NaN"),
         pytest.param({"far": 0.01}, CheckpointError, "--far 0.01: the model has no calibration",
                      id="no calibration"),
         pytest.param({"heads": ["B"]}, UsageError, "head B: .* has A1, A2, I", id="head"),
@@ -512,103 +501,3 @@ def test_a_picture_that_is_none(embedded: Path, tmp_path: Path) -> None:
     (tmp_path / "q.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"q\.jpg' can't be read"):
         World(tmp_path).match(tmp_path / "q.jpg", gallery=embedded)
-
-
-@pytest.fixture
-def crowd(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    """The world with a gallery of 600 rows and 20 queries, for which int8 is worth while."""
-    monkeypatch.setattr("airnet_cli.workflows.match.is_worthwhile", lambda *_: True)
-    random = np.random.default_rng(4)
-    people = random.standard_normal((60, 24))
-    world.embeddings = (people[np.arange(600) % 60] + random.standard_normal((600, 24)) / 3).astype(
-        np.float32
-    )
-    world.gallery = world.write("crowd.npy", world.embeddings)
-    world.features(world.embeddings[:20] + 0.1)
-    return world
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param({}, id="plain"),
-        pytest.param({"heads": ["A2"]}, id="one head"),
-        pytest.param({"heads": ["A1", "I"], "where": ["camera_id!=1"]}, id="heads and condition"),
-        pytest.param({"where": ["person_id=3"], "k": 500}, id="few rows"),
-        pytest.param({"rerank": True}, id="re-ranked"),
-    ],
-)
-def test_an_int8_index_changes_no_answer(
-    crowd: World, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is used by itself where it saves time, and said so; rows, scores, distances: the same."""
-    queries = crowd.folder / "queries.npy"
-    plain = crowd.match(queries, threshold=0.5, **changes)
-    assert (plain.index, plain.kernel) == (None, None)
-    make_index(crowd.gallery, kind="int8")
-    for choice, is_worthwhile in (("auto", True), ("auto", False), ("int8", False)):
-        monkeypatch.setattr(
-            "airnet_cli.workflows.match.is_worthwhile", lambda *_, told=is_worthwhile: told
-        )
-        found = crowd.match(queries, threshold=0.5, index=choice, **changes)
-        if choice == "auto" and not is_worthwhile:
-            assert (found.index, found.queries) == (None, plain.queries)
-            assert any(note.startswith("20 queries are searched in floats") for note in found.notes)
-            continue
-        assert found.index == "int8"
-        assert found.kernel is not None
-        assert found.queries == plain.queries
-        assert any("airnet[ann]" in note for note in found.notes) == (
-            found.kernel in ("bfloat16", "float32")
-        )
-    assert crowd.match(queries, index="none", **changes).index is None
-
-
-def test_an_index_that_does_not_fit_stops_match(crowd: World) -> None:
-    """Unless none is asked for."""
-    queries = crowd.folder / "queries.npy"
-    with pytest.raises(DataError, match="has no int8 index; `airnet index"):
-        crowd.match(queries, index="int8")
-    make_index(crowd.gallery, kind="int8")
-    crowd.gallery.with_suffix(".i8.npy").write_bytes(b"")
-    with pytest.raises(DataError, match=r"`airnet index .* makes it again"):
-        crowd.match(queries)
-    assert crowd.match(queries, index="none").index is None
-
-
-@pytest.mark.parametrize(
-    "changes", [{"where": ["camera_id=1"]}, {"rerank": True}, {"heads": ["I"]}], ids=str
-)
-def test_what_hnsw_can_not_do_is_refused(crowd: World, changes: dict[str, Any]) -> None:
-    """In one line, before an index is looked for."""
-    with pytest.raises(UsageError, match="leave out --where, --rerank and --heads"):
-        crowd.match(crowd.folder / "queries.npy", index="hnsw", **changes)
-
-
-def test_hnsw_is_used_when_it_is_asked_for(crowd: World) -> None:
-    """Never by itself."""
-    pytest.importorskip("usearch", reason="needs usearch: pip install 'airnet[ann]'")
-    queries = crowd.folder / "queries.npy"
-    with pytest.raises(DataError, match="--kind hnsw` makes it"):
-        crowd.match(queries, index="hnsw")
-    made = make_index(crowd.gallery, kind="hnsw")
-    assert made.measured is not None
-    assert made.measured["recall"] > 0.9
-    assert crowd.match(queries).index is None
-    found = crowd.match(queries, index="hnsw")
-    assert (found.index, found.kernel) == ("hnsw", None)
-    assert np.mean(np.equal(found_rows(found), found_rows(crowd.match(queries)))) > 0.9
-
-
-def test_a_folder_and_a_collection_get_no_index(crowd: World) -> None:
-    """In one line each."""
-    with pytest.raises(UsageError, match="Milvus makes itself"):
-        make_index("milvus://localhost:19530/people", kind="int8")
-    with pytest.raises(UsageError, match="is a folder"):
-        make_index(crowd.folder, kind="int8")
-
-
-def test_a_gallery_that_is_being_written_gets_no_index(crowd: World) -> None:
-    """Its place is held by whoever writes."""
-    with lock_output(crowd.gallery), pytest.raises(DataError, match="by another process"):
-        make_index(crowd.gallery, kind="int8")

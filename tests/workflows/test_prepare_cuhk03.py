@@ -3,6 +3,7 @@
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from airnet_cli.core.data.manifest import SplitCounts, load_prepared
 from airnet_cli.core.data.readers import cuhk03
 from airnet_cli.errors import DataError, UsageError
 from airnet_cli.workflows.prepare_data import prepare_cuhk03
+from airnet_cli.workflows.preparing import PrepareOptions
 
 FOLDERS = [
     "bounding_box_train/0002_c1_1.png",
@@ -58,7 +60,9 @@ def test_folders(tmp_path: Path, monkeypatch) -> None:
     publish(monkeypatch, OF_FOLDERS)
     root = lay(tmp_path / "cuhk03-np" / "labeled")
     prepared = prepare_cuhk03(
-        tmp_path / "cuhk03-np", boxes="labeled", data_root=tmp_path / "data", workers=0
+        tmp_path / "cuhk03-np",
+        boxes="labeled",
+        options=PrepareOptions(data_root=tmp_path / "data", workers=0),
     )
     assert (prepared.name, prepared.root) == ("cuhk03-labeled", root)
     assert prepared.counts == prepared.published == OF_FOLDERS
@@ -75,7 +79,9 @@ def test_zip_of_folders(tmp_path: Path, monkeypatch) -> None:
     lay(tmp_path / "up" / "cuhk03-np" / "detected")
     archive = pack(tmp_path / "up", tmp_path / "cuhk03-np.zip")
     for _ in range(2):
-        prepared = prepare_cuhk03(archive, boxes="labeled", data_root=tmp_path / "data", workers=0)
+        prepared = prepare_cuhk03(
+            archive, boxes="labeled", options=PrepareOptions(data_root=tmp_path / "data", workers=0)
+        )
     folder = tmp_path / "data" / "cuhk03-labeled"
     assert prepared.root == folder / "images" / "labeled"
     on_disk = {path for path in folder.rglob("*") if path.is_file()}
@@ -127,7 +133,9 @@ def test_matlab(miniature_cuhk03, tmp_path: Path, monkeypatch, lay_out: Callable
     """The two official files may lie in any of six ways, with the same result."""
     publish(monkeypatch, OF_MATLAB)
     given = lay_out(miniature_cuhk03.images, miniature_cuhk03.protocol)
-    prepared = prepare_cuhk03(**given, boxes="labeled", data_root=tmp_path / "data", workers=0)
+    prepared = prepare_cuhk03(
+        **given, boxes="labeled", options=PrepareOptions(data_root=tmp_path / "data", workers=0)
+    )
     assert prepared.counts == prepared.published == OF_MATLAB
     assert prepared.notes == ()
     assert prepared.images_verified == 40
@@ -140,13 +148,15 @@ def test_matlab(miniature_cuhk03, tmp_path: Path, monkeypatch, lay_out: Callable
 
 def test_partial(miniature_cuhk03, tmp_path: Path) -> None:
     """What is missing is an error, then notes; nothing is left of the first try."""
-    arguments = {"boxes": "labeled", "data_root": tmp_path / "data", "workers": 0}
+    options = PrepareOptions(data_root=tmp_path / "data", workers=0)
     with pytest.raises(DataError) as caught:
-        prepare_cuhk03(miniature_cuhk03.images, **arguments)
+        prepare_cuhk03(miniature_cuhk03.images, options, boxes="labeled")
     assert "is not the full CUHK03: bounding_box_train: 10 of 7,368 images" in str(caught.value)
     assert str(tmp_path / "data") not in str(caught.value)
     assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == []
-    prepared = prepare_cuhk03(miniature_cuhk03.images, **arguments, allow_partial=True)
+    prepared = prepare_cuhk03(
+        miniature_cuhk03.images, replace(options, allow_partial=True), boxes="labeled"
+    )
     assert prepared.counts == OF_MATLAB
     assert "query: 12 of 1,400 images (1,388 missing)" in prepared.notes
 
@@ -163,11 +173,13 @@ def test_images_that_the_protocol_names_and_nobody_has(
         references = pair[()]
         references[0, 0] = references[4, 0]  # the fifth is empty
         pair[...] = references
-    arguments = {"boxes": "labeled", "data_root": tmp_path / "data", "workers": 0}
+    options = PrepareOptions(data_root=tmp_path / "data", workers=0)
     message = r"1 images are not in cuhk-03\.mat \(query/5_001_1_01\.png\); query: 11 of 12 images"
     with pytest.raises(DataError, match=message):
-        prepare_cuhk03(miniature_cuhk03.images, **arguments)
-    prepared = prepare_cuhk03(miniature_cuhk03.images, **arguments, allow_partial=True)
+        prepare_cuhk03(miniature_cuhk03.images, options, boxes="labeled")
+    prepared = prepare_cuhk03(
+        miniature_cuhk03.images, replace(options, allow_partial=True), boxes="labeled"
+    )
     assert prepared.counts["query"].images == 11
     assert prepared.notes[0] == "1 images are not in cuhk-03.mat (query/5_001_1_01.png)"
 
@@ -229,9 +241,7 @@ def test_bad_sources(tmp_path: Path, lay_out: Callable, kind: type, message: str
         prepare_cuhk03(
             **lay_out(tmp_path / "given"),
             boxes="labeled",
-            data_root=tmp_path / "data",
-            allow_partial=True,
-            workers=0,
+            options=PrepareOptions(data_root=tmp_path / "data", allow_partial=True, workers=0),
         )
     assert "\n" not in str(caught.value)
     assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == []

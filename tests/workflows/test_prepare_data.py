@@ -19,6 +19,7 @@ from airnet_cli.workflows.prepare_data import (
     prepare_demo,
     prepare_market1501,
 )
+from airnet_cli.workflows.preparing import PrepareOptions
 
 MARKET = [
     "bounding_box_train/0002_c1s1_000451_03.jpg",
@@ -81,7 +82,8 @@ def full(monkeypatch) -> None:
 def test_market1501_folder(market: Path, tmp_path: Path, above: bool) -> None:
     """A folder stays where it is, and the manifest points to it."""
     prepared = prepare_market1501(
-        market.parent if above else market, data_root=tmp_path / "data", workers=0
+        market.parent if above else market,
+        options=PrepareOptions(data_root=tmp_path / "data", workers=0),
     )
     assert prepared.counts == prepared.published == COUNTS
     assert prepared.root == market
@@ -97,7 +99,9 @@ def test_market1501_zip(market: Path, tmp_path: Path) -> None:
     """A zip is unpacked under the data root, without the boxes that nobody needs; twice is fine."""
     archive = pack(market.parent, tmp_path / "Market-1501-v15.09.15.zip")
     for _ in range(2):
-        prepared = prepare_market1501(archive, data_root=tmp_path / "data", workers=0)
+        prepared = prepare_market1501(
+            archive, options=PrepareOptions(data_root=tmp_path / "data", workers=0)
+        )
         assert prepared.counts == COUNTS
         manifest = load_prepared(tmp_path / "data", "market1501")
         assert manifest.root == tmp_path / "data/market1501/images/Market-1501-v15.09.15"
@@ -112,13 +116,13 @@ def test_market1501_zip(market: Path, tmp_path: Path) -> None:
 def test_market1501_partial(market: Path, tmp_path: Path) -> None:
     """A partial copy is an error that names what is missing, and with the option notes that do."""
     with pytest.raises(DataError) as caught:
-        prepare_market1501(market, data_root=tmp_path / "data", workers=0)
+        prepare_market1501(market, options=PrepareOptions(data_root=tmp_path / "data", workers=0))
     assert f"{market} is not the full Market-1501: " in str(caught.value)
     assert "query: 1 of 3,368 images (3,367 missing)" in str(caught.value)
     assert "--allow-partial" in str(caught.value)
     assert not (tmp_path / "data").exists()
     prepared = prepare_market1501(
-        market, data_root=tmp_path / "data", allow_partial=True, workers=0
+        market, options=PrepareOptions(data_root=tmp_path / "data", allow_partial=True, workers=0)
     )
     assert prepared.counts == COUNTS
     assert prepared.published == market1501.PUBLISHED
@@ -130,17 +134,21 @@ def test_market1501_partial(market: Path, tmp_path: Path) -> None:
 def test_market1501_broken_image(market: Path, tmp_path: Path, packed: bool) -> None:
     """A broken image is named by what the user gave; what was prepared before stays."""
     data_root = tmp_path / "data"
-    before = prepare_market1501(market, data_root=data_root, workers=0).manifest.read_bytes()
+    before = prepare_market1501(
+        market, options=PrepareOptions(data_root=data_root, workers=0)
+    ).manifest.read_bytes()
     (market / MARKET[2]).write_bytes(b"")
     source = pack(market, tmp_path / "set.zip") if packed else market
     with pytest.raises(DataError) as caught:
-        prepare_market1501(source, data_root=data_root, workers=0)
+        prepare_market1501(source, options=PrepareOptions(data_root=data_root, workers=0))
     assert str(caught.value).startswith(
         f"1 image under {source} can't be read: {MARKET[2]} (empty file); "
     )
     assert (data_root / "market1501" / "manifest.jsonl").read_bytes() == before
     assert [path.name for path in (data_root / "market1501").iterdir()] == ["manifest.jsonl"]
-    unchecked = prepare_market1501(source, data_root=data_root, verify=False)
+    unchecked = prepare_market1501(
+        source, options=PrepareOptions(data_root=data_root, verify=False)
+    )
     assert unchecked.images_verified == 0
 
 
@@ -149,7 +157,9 @@ def test_the_published_set(tmp_path: Path) -> None:
     source = os.environ.get("AIRNET_MARKET1501")
     if not source:
         pytest.skip("AIRNET_MARKET1501 does not name the folder of the real Market-1501")
-    prepared = prepare_market1501(Path(source), data_root=tmp_path, verify=False)
+    prepared = prepare_market1501(
+        Path(source), options=PrepareOptions(data_root=tmp_path, verify=False)
+    )
     assert prepared.counts == prepared.published
     assert prepared.notes == ()
 
@@ -197,7 +207,9 @@ def zip_of_both(tmp_path: Path) -> dict[str, Path]:
 )
 def test_csv(tmp_path: Path, lay_out: Callable[[Path], dict[str, Path]]) -> None:
     """Table and images may lie in any of five ways, with the same result."""
-    prepared = prepare_csv(**lay_out(tmp_path), data_root=tmp_path / "data", workers=0)
+    prepared = prepare_csv(
+        **lay_out(tmp_path), options=PrepareOptions(data_root=tmp_path / "data", workers=0)
+    )
     assert prepared.name == "shop"
     assert prepared.published is None
     assert prepared.notes == ()
@@ -217,8 +229,10 @@ def test_csv_missing_images(tmp_path: Path) -> None:
     source = table_beside_images(tmp_path)["source"]
     (source.parent / "a/2.png").unlink()
     with pytest.raises(DataError, match=r"1 of 4 images of shop\.csv are not under .*line 3: a/2"):
-        prepare_csv(source, data_root=tmp_path / "data", workers=0)
-    prepared = prepare_csv(source, data_root=tmp_path / "data", allow_partial=True, workers=0)
+        prepare_csv(source, options=PrepareOptions(data_root=tmp_path / "data", workers=0))
+    prepared = prepare_csv(
+        source, options=PrepareOptions(data_root=tmp_path / "data", allow_partial=True, workers=0)
+    )
     assert prepared.counts["train"].images == 1
     assert prepared.notes[0].startswith("left out: 1 of 4 images of shop.csv")
 
@@ -248,7 +262,9 @@ def test_csv_notes(tmp_path: Path, rows: str, note: str) -> None:
     source = table_beside_images(tmp_path)["source"]
     lay(source.parent, ["c/1.png", "c/2.png"])
     source.write_text(ROWS + rows + "\n")
-    notes = prepare_csv(source, data_root=tmp_path / "data", workers=0).notes
+    notes = prepare_csv(
+        source, options=PrepareOptions(data_root=tmp_path / "data", workers=0)
+    ).notes
     assert any(line.startswith(note) for line in notes)
 
 
@@ -257,7 +273,7 @@ def test_csv_person_zero_is_no_overlap(tmp_path: Path) -> None:
     source = table_beside_images(tmp_path)["source"]
     lay(source.parent, ["c/1.png", "c/2.png"])
     source.write_text(ROWS + "c/1.png,0,1,train\nc/2.png,0,1,gallery\n")
-    prepared = prepare_csv(source, data_root=tmp_path / "data", workers=0)
+    prepared = prepare_csv(source, options=PrepareOptions(data_root=tmp_path / "data", workers=0))
     assert prepared.notes == ()
     assert prepared.counts["train"].ids == 2
     assert prepared.counts["gallery"] == SplitCounts(images=2, ids=1, cameras=2, distractors=1)
@@ -267,7 +283,9 @@ def test_csv_without_a_split(tmp_path: Path) -> None:
     """A set to train on only is fine, and says so."""
     source = table_beside_images(tmp_path)["source"]
     source.write_text("\n".join(ROWS.splitlines()[:3]))
-    notes = prepare_csv(source, data_root=tmp_path / "data", workers=0).notes
+    notes = prepare_csv(
+        source, options=PrepareOptions(data_root=tmp_path / "data", workers=0)
+    ).notes
     assert notes == ("query: no images", "gallery: no images")
 
 
@@ -335,7 +353,10 @@ def test_csv_errors(
 ) -> None:
     """Each is one line that says what to do, and leaves nothing behind."""
     with pytest.raises(AirnetError, match=message) as caught:
-        prepare_csv(**arguments(tmp_path), data_root=tmp_path / "data", allow_partial=True)
+        prepare_csv(
+            **arguments(tmp_path),
+            options=PrepareOptions(data_root=tmp_path / "data", allow_partial=True),
+        )
     assert type(caught.value) is kind
     assert "\n" not in str(caught.value)
     assert [path for path in (tmp_path / "data").rglob("*") if path.name != "shop"] == []
@@ -347,8 +368,11 @@ def test_demo(tmp_path: Path, monkeypatch, prepared_before: bool) -> None:
     few = functools.partial(generated.generate, train_identities=2, test_identities=2, processes=1)
     monkeypatch.setattr(generated, "generate", few)
     if prepared_before:
-        prepare_demo(data_root=tmp_path, seed=random.Random(1).randrange(9), workers=0)
-    prepared = prepare_demo(data_root=tmp_path, seed=3, workers=0)
+        prepare_demo(
+            seed=random.Random(1).randrange(9),
+            options=PrepareOptions(data_root=tmp_path, workers=0),
+        )
+    prepared = prepare_demo(seed=3, options=PrepareOptions(data_root=tmp_path, workers=0))
     assert prepared.root == tmp_path / "demo" / "images"
     assert prepared.counts["train"].ids == prepared.counts["query"].ids == 2
     manifest = load_prepared(tmp_path, "demo")
@@ -362,7 +386,7 @@ def test_real_viper(tmp_path: Path) -> None:
     archive = Path(__file__).resolve().parents[3] / "shared" / "data" / "viper.zip"
     if not archive.is_file():
         pytest.skip(f"no VIPeR at {archive}")
-    prepared = prepare_csv(archive, data_root=tmp_path, workers=0)
+    prepared = prepare_csv(archive, options=PrepareOptions(data_root=tmp_path, workers=0))
     assert prepared.name == "viper"
     assert prepared.notes == ()
     assert prepared.counts == {

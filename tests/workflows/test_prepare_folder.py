@@ -13,7 +13,8 @@ from airnet_cli.core.data.manifest import SplitCounts, load_prepared
 from airnet_cli.core.retrieval.protocol import check_scorable
 from airnet_cli.errors import DataError, EvaluationError, UsageError
 from airnet_cli.workflows.prepare_data import prepare_folder
-from airnet_cli.workflows.train import TrainOptions, train
+from airnet_cli.workflows.preparing import PrepareOptions
+from airnet_cli.workflows.train import Listener, train
 
 PATTERN = "{person_id}_c{camera_id}_*"
 
@@ -43,7 +44,14 @@ def foldered(tmp_path: Path) -> Path:
 
 def prepare(source: Path, tmp_path: Path, **changes: Any):
     arguments = {"pattern": None, "test_share": 0.5, "seed": 1, "workers": 0} | changes
-    return prepare_folder(source, data_root=tmp_path / "data", **arguments)
+    options = {
+        key: arguments.pop(key)
+        for key in ("workers", "name", "allow_partial", "verify")
+        if key in arguments
+    }
+    return prepare_folder(
+        source, PrepareOptions(data_root=tmp_path / "data", **options), **arguments
+    )
 
 
 def test_names_with_cameras(named: Path, tmp_path: Path) -> None:
@@ -74,7 +82,7 @@ def test_folders_without_cameras(foldered: Path, tmp_path: Path) -> None:
     assert prepared.notes == (
         "people were numbered from 1 to 4; the manifest's header has their names",
         "query and gallery are by one camera, and images by the query's own camera are left out of "
-        "scores: run airnet evaluate --no-camera-filter, and airnet train --set "
+        "scores: run airnet evaluate --no-camera-filter, and airnet train --preset NAME --set "
         "evaluation.camera_filter=false",
     )
     manifest = load_prepared(tmp_path / "data", "family")

@@ -10,6 +10,7 @@ from airnet_cli.core.data.manifest import SplitCounts, load_prepared
 from airnet_cli.core.data.readers import msmt17
 from airnet_cli.errors import DataError
 from airnet_cli.workflows.prepare_data import prepare_msmt17
+from airnet_cli.workflows.preparing import PrepareOptions
 
 LISTS = {
     "list_train.txt": (0, ["0000/0000_000_01_0303morning_0008_0.jpg 0"]),
@@ -48,7 +49,9 @@ def test_msmt17(source: Path, tmp_path: Path, monkeypatch, packed: bool) -> None
             for path in sorted(source.rglob("*")):
                 opened.write(path, path.relative_to(source))
         source = tmp_path / "MSMT17.zip"
-    prepared = prepare_msmt17(source, data_root=tmp_path / "data", workers=0)
+    prepared = prepare_msmt17(
+        source, options=PrepareOptions(data_root=tmp_path / "data", workers=0)
+    )
     assert prepared.counts == prepared.published == COUNTS
     assert prepared.notes == ()
     assert prepared.images_verified == 4
@@ -64,7 +67,9 @@ def test_msmt17(source: Path, tmp_path: Path, monkeypatch, packed: bool) -> None
 def test_list_train_alone(source: Path, tmp_path: Path, monkeypatch) -> None:
     """The record says so, and the published count, which is of both lists, is not shown."""
     monkeypatch.setattr(msmt17, "PUBLISHED", COUNTS)
-    prepared = prepare_msmt17(source, lists="train", data_root=tmp_path / "data", workers=0)
+    prepared = prepare_msmt17(
+        source, lists="train", options=PrepareOptions(data_root=tmp_path / "data", workers=0)
+    )
     assert prepared.counts["train"].images == 1
     assert set(prepared.published or {}) == {"query", "gallery"}
     assert "list_train alone" in load_prepared(tmp_path / "data", "msmt17").split_rule
@@ -77,8 +82,10 @@ def test_partial(source: Path, tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"is not the full MSMT17: list_gallery\.txt: 1 of 1 images"
     ):
-        prepare_msmt17(source, data_root=tmp_path / "data", workers=0)
+        prepare_msmt17(source, options=PrepareOptions(data_root=tmp_path / "data", workers=0))
     assert not (tmp_path / "data").exists()
-    prepared = prepare_msmt17(source, data_root=tmp_path / "data", allow_partial=True, workers=0)
+    prepared = prepare_msmt17(
+        source, options=PrepareOptions(data_root=tmp_path / "data", allow_partial=True, workers=0)
+    )
     assert prepared.counts["gallery"].images == 0
     assert "train: 2 of 32,621 images (32,619 missing)" in prepared.notes

@@ -16,7 +16,7 @@ from airnet_cli.workflows import visualize as workflow
 from airnet_cli.workflows.build import build_network
 from airnet_cli.workflows.embed import embed
 from airnet_cli.workflows.embedder import Embedder
-from airnet_cli.workflows.visualize import visualize
+from airnet_cli.workflows.visualize import VisualizeOptions, visualize
 
 
 def write_run(folder: Path, *overrides: str) -> Path:
@@ -71,9 +71,9 @@ def show(root, tiny_data_root, tmp_path, monkeypatch):
             "device": "cpu",
             "batch_size": 64,
             "workers": 0,
-            "on_model": lambda model: None,
         }
-        return visualize(sheets=sheets, **(request | stated))
+        on_model = stated.pop("on_model", lambda model: None)
+        return visualize(VisualizeOptions(sheets=sheets, **(request | stated)), on_model=on_model)
 
     return call
 
@@ -353,10 +353,10 @@ REFUSED = {
     "compare": (("attention",), {"compare": Path("run")}, UsageError, "--compare belongs to"),
     "gallery": (("gradcam",), {"gallery": Path("g.npy")}, UsageError, "--gallery belongs to"),
     "count": (("gradcam",), {"images": [Path("a")], "count": 2}, UsageError, "--count is for"),
-    "many": (("gradcam",), {"count": 65}, UsageError, "65 images can't be looked at"),
+    "many": (("gradcam",), {"count": 65}, UsageError, "65 images are too many"),
     "gone": (("gradcam",), {"images": [Path("a.jpg")]}, DataError, "'a.jpg' does not exist"),
     "against folder": (("gradcam",), {"against": Path()}, DataError, "is a folder"),
-    "type": (("gradcam",), {"output": Path("a.gif")}, UsageError, "no picture's name"),
+    "type": (("gradcam",), {"output": Path("a.gif")}, UsageError, "not a picture's name"),
     "two": (("gradcam", "ranking"), {"output": Path("a.png")}, UsageError, "one picture, and 2"),
     "data": (("gradcam",), {"data_name": "none"}, DataError, "no data set 'none'"),
     "run": (("gradcam",), {"checkpoint": Path("none")}, CheckpointError, "does not exist"),

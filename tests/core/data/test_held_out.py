@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airnet_cli.core.data.held_out import hold_out
 from airnet_cli.core.data.records import ImageRecord
+from airnet_cli.core.data.splits import hold_out
 from airnet_cli.errors import DataError
 
 

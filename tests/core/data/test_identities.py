@@ -2,7 +2,7 @@
 
 import pytest
 
-from airnet_cli.core.data.identities import split_identities
+from airnet_cli.core.data.splits import split_identities
 from airnet_cli.errors import DataError
 
 PEOPLE = [person for person in range(10, 30) for _ in range(3)]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airnet_cli.core.data.people import number, split_people
 from airnet_cli.core.data.readers.folder import FoundImage
+from airnet_cli.core.data.splits import number, split_people
 from airnet_cli.errors import DataError
 
 
