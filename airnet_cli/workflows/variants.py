@@ -1,7 +1,7 @@
-"""Train variants x seeds as one plan: finished runs are skipped, stopped ones go on.
+"""Train variants x seeds as one plan: finished runs are skipped, stopped ones are resumed.
 
-Whoever trains in a folder holds it (`core/files.py`), so processes with the same plan share the
-work, and what a killed one held is free again. `plan.py` says which folder is whose.
+A process locks the folder in which it trains (`core/files.py`), so processes with the same plan
+share the work; the lock of a killed process is released. `plan.py` finds or names the folders.
 """
 
 import contextlib
