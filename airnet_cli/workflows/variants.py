@@ -1,4 +1,4 @@
-"""Train variants x seeds as one plan: finished runs are skipped, stopped ones go on.
+"""Train variants x seeds as one plan: finished runs are skipped, stopped ones are resumed.
 
 A process that trains in a folder locks it (`core/files.py`), so processes with the same plan share
 the work, and the lock of a killed one is free again. `plan.py` says which folder is whose.

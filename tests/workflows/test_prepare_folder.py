@@ -14,7 +14,7 @@ from airnet_cli.core.retrieval.protocol import check_scorable
 from airnet_cli.errors import DataError, EvaluationError, UsageError
 from airnet_cli.workflows.prepare_data import prepare_folder
 from airnet_cli.workflows.preparing import PrepareOptions
-from airnet_cli.workflows.train import Listener, train
+from airnet_cli.workflows.train import TrainOptions, train
 
 PATTERN = "{person_id}_c{camera_id}_*"
 
