@@ -1,7 +1,7 @@
 """`airnet match`: the best matches of pictures in a gallery."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -72,14 +72,6 @@ def match(
             "--rerank", help="Order the nearest 300 by the neighbours that they have in common."
         ),
     ] = False,
-    index: Annotated[
-        Literal["auto", "none", "int8", "hnsw"],
-        typer.Option(
-            "--index",
-            help="Search with an index (airnet index); auto: int8, where there is one: the "
-            "answers are the same. hnsw is approximate.",
-        ),
-    ] = "auto",
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -125,7 +117,6 @@ def match(
             heads=None if heads is None else [name.strip() for name in heads.split(",")],
             where=where or (),
             rerank=rerank,
-            index=index,
             checkpoint=checkpoint,
             runs_root=runs_root,
             table=csv,

@@ -21,8 +21,6 @@ from airnet_cli.core.data.sources import list_images
 from airnet_cli.core.drawing import MatchState, RankedMatch, RankedRow, draw_ranked_lists
 from airnet_cli.core.files import is_file, replacing, write_rows, write_text
 from airnet_cli.core.gallery import Gallery, read_gallery
-from airnet_cli.core.hnsw import HnswIndex
-from airnet_cli.core.index import IndexKind, has_index, read_int8_index
 from airnet_cli.core.milvus import Collection, MilvusPlace, gallery_place, open_collection
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.report import Section, write_report
@@ -33,8 +31,6 @@ from airnet_cli.core.retrieval.calibration import (
     read_calibration,
 )
 from airnet_cli.core.retrieval.conditions import Condition, allowed_rows, parse_condition
-from airnet_cli.core.retrieval.kernels import is_worthwhile
-from airnet_cli.core.retrieval.quantized import QuantizedRows
 from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
 from airnet_cli.core.retrieval.search import search
 from airnet_cli.core.runtime import DeviceName
@@ -47,7 +43,6 @@ from airnet_cli.workflows.runs import CHECKPOINT, Model, find_model
 JSON_VERSION = 1
 
 Verdict = Literal["same person", "unknown"]
-IndexChoice = Literal["auto", "none", "int8", "hnsw"]
 
 DEFAULT_FAR = 1e-3
 """The false-accept rate where the user names none: one pair of two people in a thousand passes."""
@@ -125,10 +120,6 @@ class Matching:
     """What was compared."""
     where: tuple[str, ...]
     reranked: bool
-    index: IndexKind | None
-    """What was searched before the floats; None: nothing but these."""
-    kernel: str | None
-    """What multiplied the int8 rows; None without them."""
     decision: Decision | None
     notes: tuple[str, ...]
     """What the user should know, a line each; why there is no verdict, for one."""
@@ -147,8 +138,6 @@ class Matching:
             "heads": list(self.heads),
             "where": list(self.where),
             "reranked": self.reranked,
-            "index": self.index,
-            "kernel": self.kernel,
             "decision": None
             if decision is None
             else {
@@ -175,7 +164,6 @@ def match(
     heads: Sequence[str] | None,
     where: Sequence[str],
     rerank: bool,
-    index: IndexChoice = "auto",
     checkpoint: Path | None,
     runs_root: Path,
     table: Path | None,
@@ -198,7 +186,6 @@ def match(
         heads: compare these heads of the gallery alone; None: all.
         where: conditions on the gallery's table, all of which a row must fulfil.
         rerank: order each query's nearest `RERANKED` rows by k-reciprocal neighbours.
-        index: an index of the gallery to search with; "auto": int8, where there is one.
         checkpoint: the run or checkpoint that embedded the gallery; None: found by the record.
         runs_root: where it is looked for.
         table: write the matches here as CSV.
@@ -211,7 +198,7 @@ def match(
 
     Raises:
         UsageError: options that contradict each other, a head or column that the gallery lacks.
-        DataError: a query, the gallery or its index is missing or broken, or no row fulfils the
+        DataError: a query or the gallery is missing or broken, or no row fulfils the
             conditions.
         CheckpointError: the gallery's model is not to be found, or is another than the one given;
             a calibration was asked for that there is not.
@@ -243,16 +230,9 @@ def match(
             "rows are searched; leave it out"
         )
     given = _Queries(queries)
-    finder, unused = _open_index(
-        opened,
-        index,
-        parts=parts,
-        is_free=not (conditions or rerank),
-        num_queries=len(given.names),
-    )
     _check_drawing(given, k, picture=picture, page=page)
 
-    notes = [*given.check_features(opened), *([unused] if unused else [])]
+    notes = given.check_features(opened)
     model, why_not = _find_model(opened, checkpoint, runs_root)
     if given.images and model is None:
         raise CheckpointError(why_not)
@@ -265,7 +245,6 @@ def match(
     else:
         decision = Decision(threshold, None, None, None)
 
-    kernel: str | None = None
     groups: Iterable[tuple[slice, Gallery]] = [(slice(None), opened)]
     if collection is not None:
         nearest = max(k, RERANKED) if rerank else k
@@ -277,22 +256,10 @@ def match(
             near,
             tuple(parts.values()),
             allowed,
-            finder,
             k=k,
             rerank=rerank,
             progress=progress,
         )
-        kernel = found.kernel
-        if kernel in ("bfloat16", "float32"):
-            notes.append(
-                f"int8 rows are multiplied in {kernel}, the quickest that this machine has; "
-                "pip install 'airnet[ann]' brings a kernel that may be quicker"
-            )
-        if found.in_floats:
-            notes.append(
-                f"int8 could not tell enough rows apart for {found.in_floats} of {len(found.rows)} "
-                "queries, which were searched in floats"
-            )
         lists += [_matches(near, found, index, decision) for index in range(len(found.rows))]
     matching = Matching(
         gallery=place,
@@ -303,8 +270,6 @@ def match(
         heads=tuple(parts),
         where=tuple(str(condition) for condition in conditions),
         reranked=rerank,
-        index=_kind(finder),
-        kernel=kernel,
         decision=decision,
         notes=tuple(notes),
         queries=tuple(
@@ -342,50 +307,6 @@ def _count(
     return rows, searched
 
 
-def _open_index(
-    gallery: Gallery,
-    index: IndexChoice,
-    *,
-    parts: dict[str, slice],
-    is_free: bool,
-    num_queries: int,
-) -> tuple[QuantizedRows | HnswIndex | None, str]:
-    """The index that is to be used, whole and of this gallery; or None, and why one is not used.
-
-    Raises:
-        UsageError: it can't do what is asked for.
-        DataError: it is missing, broken, or of another gallery.
-    """
-    if not isinstance(gallery.path, Path) or gallery.path.is_dir():
-        if index in ("int8", "hnsw"):
-            raise UsageError(
-                f"--index {index} is for galleries in one file, and '{gallery.path}' is another "
-                "kind; leave it out"
-            )
-        return None, ""
-    if index == "hnsw":
-        if not is_free or len(parts) < len(gallery.heads):
-            raise UsageError(
-                "--index hnsw finds rows by whole embeddings in the whole gallery; leave out "
-                "--where, --rerank and --heads, or use --index int8, which takes them all"
-            )
-        return HnswIndex(gallery), ""
-    if index == "auto" and has_index(gallery, "int8"):
-        if is_worthwhile(gallery.embeddings.shape[1], num_queries):
-            return read_int8_index(gallery), ""
-        return None, (
-            f"{num_queries:,} queries are searched in floats, which takes no longer than int8 on "
-            "this machine; --index int8 insists"
-        )
-    return (read_int8_index(gallery) if index == "int8" else None), ""
-
-
-def _kind(finder: QuantizedRows | HnswIndex | None) -> IndexKind | None:
-    if finder is None:
-        return None
-    return "hnsw" if isinstance(finder, HnswIndex) else "int8"
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
     """What was found for Q queries, best first."""
@@ -396,10 +317,6 @@ class _Found:
     """(Q, k)"""
     distances: npt.NDArray[np.float64] | None
     """(Q, k) after re-ranking."""
-    kernel: str | None
-    """What multiplied int8 rows, if there were some."""
-    in_floats: int
-    """Queries that int8 could not decide."""
 
 
 def _find(
@@ -407,26 +324,21 @@ def _find(
     gallery: Gallery,
     parts: Sequence[slice],
     allowed: npt.NDArray[np.bool_] | None,
-    finder: QuantizedRows | HnswIndex | None,
     *,
     k: int,
     rerank: bool,
     progress: Progress,
 ) -> _Found:
-    if isinstance(finder, HnswIndex):
-        near = finder.search(queries, k=k)
-        return _Found(near.rows, near.scores, None, None, 0)
     found = search(
         queries=queries,
         gallery_embeddings=gallery.embeddings,
         k=max(k, RERANKED) if rerank else k,
         allowed=allowed,
         parts=parts,
-        quantized=finder,
         progress=progress,
     )
     if not rerank:
-        return _Found(found.rows, found.scores, None, found.kernel, found.in_floats)
+        return _Found(found.rows, found.scores, None)
     columns = np.concatenate([np.arange(queries.shape[1])[part] for part in parts])
     distances = np.empty(found.rows.shape)
     for index, near in enumerate(found.rows):
@@ -439,13 +351,7 @@ def _find(
         progress("re-ranking", index + 1, len(distances), "queries")
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]  # ties: the higher cosine first
     query = np.arange(len(queries))[:, None]
-    return _Found(
-        found.rows[query, order],
-        found.scores[query, order],
-        distances[query, order],
-        found.kernel,
-        found.in_floats,
-    )
+    return _Found(found.rows[query, order], found.scores[query, order], distances[query, order])
 
 
 def _matches(

@@ -75,8 +75,6 @@ def test_programs_get_json(folder: Path) -> None:
         "heads": ["A1"],
         "where": ["camera_id!=2"],
         "reranked": False,
-        "index": None,
-        "kernel": None,
         "decision": {"threshold": 0.9, "far": None, "calibration": None, "data": None},
         "notes": [
             "'query.npy' has no .json beside it that names its model; that it is the gallery's is "

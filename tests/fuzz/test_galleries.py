@@ -15,8 +15,7 @@ import pytest
 
 from airnet_cli.core.arrays import map_array
 from airnet_cli.core.files import sealed
-from airnet_cli.core.gallery import Gallery, GalleryWriter, Listing, index_files, read_gallery
-from airnet_cli.core.index import make_int8_index, read_int8_index
+from airnet_cli.core.gallery import Gallery, GalleryWriter, Listing, read_gallery
 from airnet_cli.core.retrieval.calibration import (
     Calibration,
     OperatingPoint,
@@ -258,78 +257,6 @@ def test_spoilt_arrays(tmp_path: Path, survive, damage) -> None:
         assert not array.dtype.hasobject
 
     survive("arrays", attempt)
-
-
-def test_spoilt_indexes(tmp_path: Path, survive, damage) -> None:
-    """A byte changed in any of the three files of an int8 index is noticed."""
-    path = tmp_path / "g.npy"
-    written(path)
-    gallery = read_gallery(path)
-    make_int8_index(gallery)
-    whole = read_int8_index(gallery)
-    values, sizes = np.array(whole.values), np.array(whole.sizes)
-    files = {file: file.read_bytes() for file in index_files(path)[:3]}
-
-    def attempt(chance: random.Random) -> None:
-        spoilt = chance.choice(list(files))
-        for file, content in files.items():
-            file.write_bytes(damage(content, chance) if file == spoilt else content)
-        read = read_int8_index(gallery)
-        assert np.array_equal(read.values, values)
-        assert np.array_equal(read.sizes, sizes)
-
-    survive("indexes", attempt)
-
-
-def test_made_up_indexes(tmp_path: Path, survive) -> None:
-    """With the right hashes of whatever is in them: finite scores of rows that are there, or one
-    line.
-    """
-    path = tmp_path / "g.npy"
-    written(path)
-    gallery = read_gallery(path)
-    make_int8_index(gallery)
-    record_file, values_file, sizes_file = index_files(path)[:3]
-    good = json.loads(record_file.read_text())
-    values, sizes = np.load(values_file), np.load(sizes_file)
-
-    def attempt(chance: random.Random) -> None:
-        record = copy.deepcopy(good)
-        draw = np.random.default_rng(chance.randrange(2**32))
-        arrays = {"values_sha256": saved(values), "scales_sha256": saved(sizes)}
-        for change in chance.choices(("values", "sizes", "array", "record"), k=2):
-            match change:
-                case "values":
-                    arrays["values_sha256"] = saved(draw.integers(-128, 128, values.shape, np.int8))
-                case "sizes":
-                    other = sizes.copy()
-                    odd = chance.choice((np.nan, np.inf, -1, 0, 1e-45, 3e38, 1e-20, 7))
-                    other[draw.random(other.shape) < chance.choice((0.05, 1))] = odd
-                    arrays["scales_sha256"] = saved(other)
-                case "array":
-                    arrays[chance.choice(list(arrays))] = made_up(chance)
-                case "record":
-                    record[chance.choice(list(record))] = chance.choice(JUNK)
-        for key, content in arrays.items():
-            (values_file if key[0] == "v" else sizes_file).write_bytes(content)
-            if record.get(key) == good[key]:
-                record[key] = hashlib.sha256(content).hexdigest()
-        del record["sha256"]
-        record_file.write_text(json.dumps(sealed(record)))
-        rows = read_int8_index(gallery)
-        for parts in ([slice(0, 6)], [slice(4, 6)]):
-            found = search(
-                queries=EMBEDDINGS[:5],
-                gallery_embeddings=gallery.embeddings,
-                k=3,
-                parts=parts,
-                quantized=rows,
-            )
-            assert np.isfinite(found.scores).all()
-            assert ((found.rows >= 0) & (found.rows < ROWS)).all()
-
-    accepted, _ = survive("made-up indexes", attempt)
-    assert accepted > 5
 
 
 SCORES = ScoreCalibration(

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from airnet_cli.core.files import holding_output
 from airnet_cli.core.gallery import GalleryWriter, Listing
 from airnet_cli.core.retrieval.calibration import (
     Calibration,
@@ -23,7 +22,6 @@ from airnet_cli.core.retrieval.calibration import (
 from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
 from airnet_cli.errors import AirnetError, CheckpointError, DataError, UsageError
 from airnet_cli.workflows.embed import embed
-from airnet_cli.workflows.index import make_index
 from airnet_cli.workflows.match import Matching, match
 
 HEADS = {"A1": [0, 8], "A2": [8, 16], "I": [16, 24]}
@@ -437,8 +435,8 @@ def test_what_can_not_be_carried_out(world: World, monkeypatch, changes, kind, m
         pytest.param(np.ones((2, 2, 24)), r"of the shape \(2, 2, 24\)", id="no matrix"),
         pytest.param(np.ones((0, 24)), r"of the shape \(0, 24\)", id="no row"),
         pytest.param(np.array([{}], dtype=object), "can't be read as a NumPy array", id="objects"),
-        pytest.param(np.zeros((1, 24)), "query 0 .* without direction", id="zero"),
-        pytest.param(np.full((1, 24), np.nan), "query 0 .* without direction", id="NaN"),
+        pytest.param(np.zeros((1, 24)), "query row 0 .* is zero", id="zero"),
+        pytest.param(np.full((1, 24), np.nan), "query row 0 .* holds NaN", id="NaN"),
     ],
 )
 def test_features_that_can_not_be_used(world: World, matrix, message) -> None:
@@ -512,103 +510,3 @@ def test_a_picture_that_is_none(embedded: Path, tmp_path: Path) -> None:
     (tmp_path / "q.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"q\.jpg' can't be read"):
         World(tmp_path).match(tmp_path / "q.jpg", gallery=embedded)
-
-
-@pytest.fixture
-def crowd(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    """The world with a gallery of 600 rows and 20 queries, for which int8 is worth while."""
-    monkeypatch.setattr("airnet_cli.workflows.match.is_worthwhile", lambda *_: True)
-    random = np.random.default_rng(4)
-    people = random.standard_normal((60, 24))
-    world.embeddings = (people[np.arange(600) % 60] + random.standard_normal((600, 24)) / 3).astype(
-        np.float32
-    )
-    world.gallery = world.write("crowd.npy", world.embeddings)
-    world.features(world.embeddings[:20] + 0.1)
-    return world
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param({}, id="plain"),
-        pytest.param({"heads": ["A2"]}, id="one head"),
-        pytest.param({"heads": ["A1", "I"], "where": ["camera_id!=1"]}, id="heads and condition"),
-        pytest.param({"where": ["person_id=3"], "k": 500}, id="few rows"),
-        pytest.param({"rerank": True}, id="re-ranked"),
-    ],
-)
-def test_an_int8_index_changes_no_answer(
-    crowd: World, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is used by itself where it saves time, and said so; rows, scores, distances: the same."""
-    queries = crowd.folder / "queries.npy"
-    plain = crowd.match(queries, threshold=0.5, **changes)
-    assert (plain.index, plain.kernel) == (None, None)
-    make_index(crowd.gallery, kind="int8")
-    for choice, is_worthwhile in (("auto", True), ("auto", False), ("int8", False)):
-        monkeypatch.setattr(
-            "airnet_cli.workflows.match.is_worthwhile", lambda *_, told=is_worthwhile: told
-        )
-        found = crowd.match(queries, threshold=0.5, index=choice, **changes)
-        if choice == "auto" and not is_worthwhile:
-            assert (found.index, found.queries) == (None, plain.queries)
-            assert any(note.startswith("20 queries are searched in floats") for note in found.notes)
-            continue
-        assert found.index == "int8"
-        assert found.kernel is not None
-        assert found.queries == plain.queries
-        assert any("airnet[ann]" in note for note in found.notes) == (
-            found.kernel in ("bfloat16", "float32")
-        )
-    assert crowd.match(queries, index="none", **changes).index is None
-
-
-def test_an_index_that_does_not_fit_stops_match(crowd: World) -> None:
-    """Unless none is asked for."""
-    queries = crowd.folder / "queries.npy"
-    with pytest.raises(DataError, match="has no int8 index; `airnet index"):
-        crowd.match(queries, index="int8")
-    make_index(crowd.gallery, kind="int8")
-    crowd.gallery.with_suffix(".i8.npy").write_bytes(b"")
-    with pytest.raises(DataError, match=r"`airnet index .* makes it again"):
-        crowd.match(queries)
-    assert crowd.match(queries, index="none").index is None
-
-
-@pytest.mark.parametrize(
-    "changes", [{"where": ["camera_id=1"]}, {"rerank": True}, {"heads": ["I"]}], ids=str
-)
-def test_what_hnsw_can_not_do_is_refused(crowd: World, changes: dict[str, Any]) -> None:
-    """In one line, before an index is looked for."""
-    with pytest.raises(UsageError, match="leave out --where, --rerank and --heads"):
-        crowd.match(crowd.folder / "queries.npy", index="hnsw", **changes)
-
-
-def test_hnsw_is_used_when_it_is_asked_for(crowd: World) -> None:
-    """Never by itself."""
-    pytest.importorskip("usearch", reason="needs usearch: pip install 'airnet[ann]'")
-    queries = crowd.folder / "queries.npy"
-    with pytest.raises(DataError, match="--kind hnsw` makes it"):
-        crowd.match(queries, index="hnsw")
-    made = make_index(crowd.gallery, kind="hnsw")
-    assert made.measured is not None
-    assert made.measured["recall"] > 0.9
-    assert crowd.match(queries).index is None
-    found = crowd.match(queries, index="hnsw")
-    assert (found.index, found.kernel) == ("hnsw", None)
-    assert np.mean(np.equal(found_rows(found), found_rows(crowd.match(queries)))) > 0.9
-
-
-def test_a_folder_and_a_collection_get_no_index(crowd: World) -> None:
-    """In one line each."""
-    with pytest.raises(UsageError, match="Milvus makes itself"):
-        make_index("milvus://localhost:19530/people", kind="int8")
-    with pytest.raises(UsageError, match="is a folder"):
-        make_index(crowd.folder, kind="int8")
-
-
-def test_a_gallery_that_is_being_written_gets_no_index(crowd: World) -> None:
-    """Its place is held by whoever writes."""
-    with holding_output(crowd.gallery), pytest.raises(DataError, match="by another process"):
-        make_index(crowd.gallery, kind="int8")
