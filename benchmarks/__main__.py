@@ -26,7 +26,6 @@ PATHS = (
     "embed",
     "runtimes",
     "match",
-    "index",
     "rerank",
     "evaluate",
 )

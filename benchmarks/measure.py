@@ -119,7 +119,7 @@ def apart(
     has_fork = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if has_fork else "spawn")
     if has_fork:
-        context.set_forkserver_preload(["airnet_cli.core.retrieval.search", "benchmarks.measure"])
+        context.set_forkserver_preload(["torch", "benchmarks.measure"])
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(send, prepare, work, args, is_mapped))
     process.start()

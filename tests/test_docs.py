@@ -5,7 +5,6 @@ exist. Shapes of JSON in docs/formats.md are marked (`<!-- shape: NAME -->`) and
 key, with what is written.
 """
 
-import importlib.util
 import json
 import re
 import shlex
@@ -399,35 +398,6 @@ def test_documented_comparison(write_run):
     for name in ("mAP_trapezoid", "mINP", "rank1", "rank5", "rank10"):
         assert f"`{name}`" in FORMATS.partition("<!-- shape: compare -->")[2]
         assert table["rows"][0]["scores"][name].keys() == {"mean", "std"}
-
-
-def test_documented_index(tmp_path):
-    """`index --json` prints the documented keys, and the records have those of the table."""
-    import numpy as np
-
-    from airnet_cli.core.gallery import GalleryWriter, Listing
-
-    record = {"fingerprint": "ab" * 32, "checkpoint": "x", "heads": {"A1": [0, 4]}}
-    record |= {"normalize_heads": False, "flip": False}
-    path = tmp_path / "gallery.npy"
-    with GalleryWriter(
-        path, Listing(("a", "b"), {}), dimensions=4, dtype="float32", settings={}, resume=False
-    ) as writer:
-        writer.append(range(2), np.eye(2, 4, dtype=np.float32))
-        writer.finish(record)
-    shown = [printed("index", path, "--json")]
-    table = FORMATS.partition("| index key |")[2].partition("\n\n")[0]
-    named = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row[:60])}
-    written = set(json.loads(path.with_suffix(".i8.json").read_text()))
-    assert written == named - {"graph_sha256", "measured", "int8", "hnsw"}
-    if importlib.util.find_spec("usearch"):
-        shown.append(printed("index", path, "--kind", "hnsw", "--json"))
-        assert keys(shown[1]) == keys(documented("index"))
-        written |= set(json.loads(path.with_suffix(".hnsw.json").read_text()))
-        assert written == named - {"int8", "hnsw"}
-    assert set(shown[0]) == set(documented("index"))
-    for file in path.parent.iterdir():
-        assert f"`{file.name}`" in FORMATS or file.name.count(".") == 1
 
 
 def test_documented_shards(untrained_run, tmp_path, monkeypatch):

@@ -177,11 +177,6 @@ WITH_OPENVINO = (
     "export {small} --format openvino --images shop/bert",
     "embed shop -o by-openvino.npy --checkpoint {small} --runtime openvino",
 )
-WITH_USEARCH = (
-    "embed shop -o with-graph.npy --quantize int8",
-    "index with-graph.npy --kind hnsw",
-    "match shop/anna/1.png --gallery with-graph.npy --index hnsw",
-)
 
 
 def leaf_commands(command=None, above: str = "") -> Iterator[str]:
@@ -226,7 +221,6 @@ def test_commands_open_no_connection(
     }
     uses = [*USES]
     uses += WITH_OPENVINO if find_spec("openvino") else ()
-    uses += WITH_USEARCH if find_spec("usearch") else ()
     done = offline.run(*(each.format(**words) for each in uses))
     assert (done.returncode, offline.tried) == (0, ""), done.stderr
 

@@ -19,7 +19,6 @@ from airnet_cli.cli.compare import compare
 from airnet_cli.cli.embed import embed
 from airnet_cli.cli.evaluate import evaluate
 from airnet_cli.cli.export import export
-from airnet_cli.cli.index import index
 from airnet_cli.cli.match import match
 from airnet_cli.cli.output import note
 from airnet_cli.cli.presets import presets
@@ -123,7 +122,6 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "compare": compare,
     "embed": embed,
-    "index": index,
     "match": match,
     "visualize": visualize,
     "export": export,

@@ -68,12 +68,6 @@ def embed(
         Literal["float32", "float16"],
         typer.Option("--dtype", help="Store numbers so; float16 takes half of the room."),
     ] = "float32",
-    quantize: Annotated[
-        Literal["int8"] | None,
-        typer.Option(
-            "--quantize", help="Make an index too, as airnet index does: matches come quicker."
-        ),
-    ] = None,
     heads: Annotated[
         str | None,
         typer.Option(
@@ -141,9 +135,8 @@ def embed(
         raise UsageError("--data and --split go together, as in --data market1501 --split query")
     chosen_heads = None if heads is None else [name.strip() for name in heads.split(",")]
     if shard_size is not None:
-        if append or quantize:
-            unfit = "--append" if append else "--quantize"
-            raise UsageError(f"--shard-size makes a whole gallery of shards; leave {unfit} out")
+        if append:
+            raise UsageError("--shard-size makes a whole gallery of shards; leave --append out")
         _embed_shards(
             engine,
             json,
@@ -186,7 +179,6 @@ def embed(
             model=checkpoint,
             runs_root=runs_root,
             dtype=dtype,
-            quantize=quantize,
             heads=chosen_heads,
             flip=flip,
             batch_size=batch_size,

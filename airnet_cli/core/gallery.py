@@ -7,8 +7,6 @@ stem:
     gallery.json    what made them: the model's fingerprint, head slices, preprocessing, what was
                     left out. Written last: where it is, the gallery is whole
 
-What `airnet index` made of an older gallery of that name is removed with it (`index.py`).
-
 `GalleryWriter` streams: rows go into a memory map under a temporary name, and a job that was
 stopped, or killed, goes on where it was. No torch here.
 """
@@ -290,15 +288,6 @@ def gallery_files(path: Path) -> tuple[Path, ...]:
     return path, path.with_suffix(".csv"), path.with_suffix(".json"), _journal_of(path)
 
 
-INDEX_SUFFIXES = (".i8.json", ".i8.npy", ".i8.scales.npy", ".hnsw.json", ".hnsw.usearch")
-"""Of what `airnet index` writes beside a gallery; a record before the files that it vouches for."""
-
-
-def index_files(path: Path) -> tuple[Path, ...]:
-    """Where the indexes of a gallery `path` are, if it has some."""
-    return tuple(path.with_suffix(suffix) for suffix in INDEX_SUFFIXES)
-
-
 SYNC_SECONDS = 5.0
 SYNC_BYTES = 64 * 2**20
 """How much work a kill may cost, and how much of the file is in memory at a time."""
@@ -481,8 +470,6 @@ class GalleryWriter:
                 self._write_table(table)
                 # Until the new record stands there is none: never one that vouches for other files.
                 self._record.unlink(missing_ok=True)
-                for stale in index_files(self.path):
-                    stale.unlink(missing_ok=True)
                 self._part.replace(self.path)
             complete = {
                 "format": FORMAT,

@@ -1,15 +1,11 @@
 """Device, precision, seeds: what a process is told once, by explicit call, never on import."""
 
 import contextlib
-import functools
 import random
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # has no types
 
 from airnet_cli.errors import RuntimeSetupError
 
@@ -68,55 +64,6 @@ def has_native_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-@contextlib.contextmanager
-def blas_in_one_thread() -> Iterator[None]:
-    """NumPy's products are computed in the thread that asks for them, until the end of the block.
-
-    For work that shares its rows among threads itself: OpenBLAS's own, which wait for the next
-    product without sleeping, would take the cores from it. It holds for the whole process; blocks
-    that overlap, in whatever threads, end with the last. Nothing changes where NumPy has another
-    library that can't be told.
-    """
-    with _blas.lock:
-        if not _blas.users:
-            _in_a_thread(_blas.hold)
-        _blas.users += 1
-    try:
-        yield
-    finally:
-        with _blas.lock:
-            _blas.users -= 1
-            if not _blas.users:
-                _in_a_thread(_blas.release)
-
-
-class _Blas:
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = 0
-        self._limit: Any = None
-
-    @functools.cached_property
-    def _pools(self) -> ThreadpoolController:
-        return ThreadpoolController().select(user_api="blas")  # looks through all libraries
-
-    def hold(self) -> None:
-        self._limit = self._pools.limit(limits=1)
-
-    def release(self) -> None:
-        self._limit.restore_original_limits()
-
-
-_blas = _Blas()
-
-
-def _in_a_thread(function: Callable[[], None]) -> None:
-    # threadpoolctl hears no other thread while the one that set a limit lives.
-    thread = threading.Thread(target=function)
-    thread.start()
-    thread.join()
 
 
 def seed_everything(seed: int) -> None:

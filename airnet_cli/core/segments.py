@@ -653,8 +653,8 @@ def _write(folder: Path, manifest: Manifest) -> None:
         _remove(folder, name)
 
 
-SUFFIXES = (".npy", ".csv", ".i8.npy", ".i8.scales.npy", ".i8.json", ".json")
-"""Of a segment's files, and of the index that may lie beside them."""
+SUFFIXES = (".npy", ".csv", ".json")
+"""Of a segment's files."""
 
 
 def _remove(folder: Path, name: str) -> None:

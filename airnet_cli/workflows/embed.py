@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ from airnet_cli.core.gallery import (
     Listing,
     gallery_files,
     images_of_stopped_job,
-    read_gallery,
 )
 from airnet_cli.core.milvus import (
     CollectionWriter,
@@ -50,7 +49,6 @@ from airnet_cli.core.segments import (
 from airnet_cli.errors import DataError, OutputError, UsageError
 from airnet_cli.workflows.collection import milvus_token
 from airnet_cli.workflows.embedder import Embedder, OnBadImage
-from airnet_cli.workflows.index import make_index_of
 from airnet_cli.workflows.runs import Model, find_model
 
 JSON_VERSION = 1
@@ -131,7 +129,6 @@ def embed(
     runtime: RuntimeName = "torch",
     exported: Path | None = None,
     append: bool = False,
-    quantize: Literal["int8"] | None = None,
 ) -> EmbeddedGallery:
     """Embed all images of `inputs`, or of a split of a prepared data set, into the gallery
     `output`.
@@ -140,9 +137,6 @@ def embed(
     the work starts. Without `batch_size` that of the preset's evaluation. With `resume` a job that
     was stopped goes on, batch for batch as if it had not been: the files that come out are the
     same. `runtime` is what computes; an engine runs `exported`, or the file beside the checkpoint.
-
-    With `quantize` an index is made once the gallery is whole (`index.py`); a kill in between
-    leaves the gallery without one.
 
     With `append`, `output` is a folder of segments, which is made where it is missing: the images
     become a new segment, and rows that they had before are deleted in the same moment.
@@ -165,11 +159,6 @@ def embed(
         _check_output(place, append)
     if isinstance(place, MilvusPlace) and dtype != "float32":
         raise UsageError(f"--dtype {dtype}: collections in Milvus hold float32; leave it out")
-    if quantize is not None and (append or isinstance(place, MilvusPlace)):
-        raise UsageError(
-            f"--quantize {quantize} makes the index of a gallery in one file, and '{place}' is "
-            "another kind; leave it out"
-        )
     if data_name is not None and split is not None:
         sources = prepared_images(data_root, data_name, split)
     else:
@@ -207,10 +196,7 @@ def embed(
     if append:
         return _append(job, place)
     with _alone_with(place):
-        embedded = job.run(place, relative_to_folder(sources.paths, place.parent))
-        if quantize is not None:
-            make_index_of(read_gallery(place), kind=quantize, progress=progress)
-        return embedded
+        return job.run(place, relative_to_folder(sources.paths, place.parent))
 
 
 @dataclass(frozen=True, kw_only=True)

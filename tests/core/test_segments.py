@@ -144,7 +144,6 @@ def test_a_search_finds_what_it_finds_in_one_file(tmp_path: Path, dtype: str, qu
                     k=7,
                     allowed=where,
                     parts=tuple(gallery.heads.values())[: 1 + case % 2],
-                    block_rows=(None, 5, 16)[case % 3],
                 )
                 for gallery in (one, many)
             )
@@ -339,7 +338,7 @@ def test_what_killed_jobs_left_is_removed(people: Path) -> None:
     kept |= {".segment-000004.part.json", "compacted.json", "segment-000099.csv"}
     gone = {"compacted-000009.npy", ".compacted-000009.npy.part", ".compacted-000009.part.json"}
     gone |= {".segment-000003.part.json", ".gallery.json.abcdefgh.part"}
-    gone |= {".segment-000004.npy.abcdefgh.part", "compacted-000003.i8.npy"}
+    gone |= {".segment-000004.npy.abcdefgh.part"}
     before = files_in(people)
     for name in kept | gone:
         (people / name).write_bytes(b"")

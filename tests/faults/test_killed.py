@@ -18,7 +18,6 @@ import pytest
 from PIL import Image
 
 from airnet_cli.core.data.manifest import load_prepared
-from airnet_cli.core.gallery import index_files
 from airnet_cli.errors import DataError
 
 pytestmark = pytest.mark.slow
@@ -196,38 +195,6 @@ def test_killed_embedding_ends_as_the_undisturbed(
         assert ended.was_killed, ended.output
         finished(nursery.run(*words))
         assert files_of_gallery(output) == expected, f"killed at {moment}"
-
-
-def test_a_killed_index_is_no_index(nursery, kills, crops, untrained_run, tmp_path) -> None:
-    """Killed between any two files: the gallery is whole, `match` works, and the next one makes
-    the index of the undisturbed, with nothing left over.
-    """
-    gallery = tmp_path / "gallery.npy"
-    model = untrained_run / "model.safetensors"
-    embedded = nursery.run(*embed_words(crops, gallery, model))
-    assert embedded.code == 0, embedded.output
-    match_words = ["match", gallery, "--gallery", gallery, "-k", "3", "--threshold", "0.5"]
-    answer = nursery.run(*match_words)
-    assert answer.code == 0, answer.output
-    whole = nursery.run("index", gallery, folder=str(tmp_path))
-    assert whole.code == 0, whole.output
-    files = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("gallery"))
-    expected = [path.read_bytes() for path in index_files(gallery)[:3]]
-    for moment in chosen_moments(whole.operations, kills):
-        ended = nursery.run("index", gallery, folder=str(tmp_path), kill_at=moment)
-        assert ended.was_killed, ended.output
-        after = nursery.run(*match_words)
-        assert (after.code, table_of(after)) == (0, table_of(answer)), f"killed at {moment}"
-        ended = nursery.run("index", gallery)
-        assert ended.code == 0, ended.output
-        assert [path.read_bytes() for path in index_files(gallery)[:3]] == expected
-        left = sorted(path.name for path in tmp_path.iterdir() if "gallery" in path.name)
-        assert left == files, f"killed at {moment}"
-
-
-def table_of(ended) -> list[str]:
-    """What a command said, but for notes: that an index is there and not worth while, for one."""
-    return [line for line in ended.output.splitlines() if not line.startswith("note:")]
 
 
 def finished(ended) -> None:

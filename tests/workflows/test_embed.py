@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from airnet_cli.core.gallery import index_files, read_gallery
+from airnet_cli.core.gallery import read_gallery
 from airnet_cli.errors import AirnetError, CheckpointError, DataError, OutputError, UsageError
 from airnet_cli.workflows.embed import EmbeddedGallery, embed
 from airnet_cli.workflows.embedder import Embedder
 from airnet_cli.workflows.evaluate import EvaluateOptions, evaluate, evaluate_features
-from airnet_cli.workflows.index import make_index
 
 
 @pytest.fixture
@@ -300,13 +299,3 @@ def test_json_shape(shop: Path, untrained_run: Path) -> None:
     )
     assert shape["images_per_second"] == pytest.approx(5 / seconds["total"])
     assert json.loads(json.dumps(shape))["version"] == 1
-
-
-def test_an_index_may_be_made_at_once(shop: Path, untrained_run: Path) -> None:
-    """As `airnet index` makes it, to the byte; of a collection there is none."""
-    run_embed(untrained_run, "gallery", quantize="int8")
-    made = [path.read_bytes() for path in index_files(Path("gallery.npy"))[:3]]
-    make_index(Path("gallery.npy"), kind="int8")
-    assert [path.read_bytes() for path in index_files(Path("gallery.npy"))[:3]] == made
-    with pytest.raises(UsageError, match="of a gallery in one file"):
-        run_embed(untrained_run, "gallery", quantize="int8", output="milvus://localhost:1/people")

@@ -6,6 +6,7 @@ is in memory as float32.
 Letters: N rows of a matrix, R rows asked for, D embedding size, Q queries.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
@@ -66,7 +67,10 @@ def pieces(
 def squared_lengths(piece: Floats) -> Floats:
     """The squared length (R,) of each row of `piece` (R, D); infinity where float32 overflows."""
     with np.errstate(over="ignore", invalid="ignore"):
-        squared: Floats = np.einsum("rd,rd->r", piece, piece)
+        # BLAS's dot product of each row with itself: three times as fast as einsum. Rows are cut in
+        # four, as NumPy lets other threads run only in calls of more than 500 dot products.
+        parts = piece.reshape(len(piece), math.gcd(piece.shape[1], 4), -1)
+        squared: Floats = np.matmul(parts[..., None, :], parts[..., :, None]).sum(axis=(1, 2, 3))
     return squared
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from airnet_cli.core.progress import Progress, silent
-from airnet_cli.core.runtime import blas_in_one_thread
+from airnet_cli.core.retrieval.threads import blas_in_one_thread
 from airnet_cli.errors import EvaluationError
 
 BLOCK_BYTES = 192 * 2**20
