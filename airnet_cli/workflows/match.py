@@ -431,9 +431,8 @@ def _find(
     distances = np.empty(found.rows.shape)
     for index, near in enumerate(found.rows):
         distances[index] = k_reciprocal_distances(
-            # Few rows: in float64, where equal rows are equally near.
-            queries=queries[index : index + 1, columns].astype(np.float64),
-            gallery=gallery.embeddings[near][:, columns].astype(np.float64),
+            queries=queries[index : index + 1, columns],
+            gallery=gallery.embeddings[near][:, columns],
             reranking=RERANKING,
         )[0]
         progress("re-ranking", index + 1, len(distances), "queries")
