@@ -1,8 +1,8 @@
-"""Re-ranking by k-reciprocal neighbors (Zhong et al. 2017): two images are near each other if their
-neighbors are the same ones.
+"""Re-ranking by k-reciprocal neighbours (Zhong et al. 2017).
 
-The authors' procedure with sparse matrices. Each image is described by weights on its few
-neighbors, so memory grows with N times the neighbors and never with N x N.
+Two images are near each other if they have the same neighbours. This is the authors' procedure with
+sparse matrices: each image is described by weights on its few neighbours, so memory grows with N
+times the neighbours and never with N x N.
 
 Letters: Q queries, G gallery images, N = Q + G images (queries first), D embedding size, K nearest
 images that are kept, B images in a block.
@@ -43,9 +43,9 @@ class Reranking:
     """The method's parameters; the defaults are the published ones."""
 
     k1: int = 20
-    """Neighbors that may be reciprocal, from 1."""
+    """Neighbours that may be reciprocal, from 1."""
     k2: int = 6
-    """Neighbors (an image itself is the first) over which an image's description is averaged."""
+    """Neighbours (an image itself is the first) over which an image's description is averaged."""
     original_weight: float = 0.3
     """Lambda: the share of the original distance in the final one, in 0-1."""
 
@@ -73,12 +73,12 @@ def k_reciprocal_blocks(
     Follows the authors' code (`zhunzhong07/person-re-ranking`, `re_ranking_ranklist.py`) on
     features of length 1: the original distance is 2 - 2 cos (squared Euclidean), divided by the
     largest of its row. That code leaves the order of equal distances to the sort. Here an image is
-    its own nearest neighbor, and of equally near images the lower row is nearer (queries first).
+    its own nearest neighbour, and of equally near images the lower row is nearer (queries first).
     Cosines are computed in float32, all the rest in float64.
 
     Args:
         queries: (Q, D), floats of any length but 0.
-        gallery: (N, D), the same. With `k1` rows or fewer, all images are neighbors of each other.
+        gallery: (N, D), the same. With `k1` rows or fewer, all images are neighbours of each other.
         reranking: the parameters.
         gallery_rows: (G,) the rows of `gallery` to rank, ascending; None for all. The result is
             the same as without the other rows.
@@ -99,7 +99,7 @@ def k_reciprocal_blocks(
 
     near, largest = _nearest(features, max(reranking.k1 + 1, reranking.k2), progress)
     described = _average(_describe(features, near, largest, reranking.k1), near[:, : reranking.k2])
-    # (N, G): who of the gallery has this neighbor?
+    # (N, G): who of the gallery has this neighbour?
     gallery_with = described[num_queries:].T.tocsr()
 
     size = max(1, min(QUERIES_AT_ONCE, BLOCK_BYTES // (4 * num_gallery)))
@@ -192,10 +192,10 @@ class _Candidates:
 
 
 def _describe(features: Floats, near: Integers, largest: Distances, k1: int) -> csr_array:
-    """Describe each image by weights (N, N) on its reciprocal neighbors and on some of theirs."""
+    """Describe each image by weights (N, N) on its reciprocal neighbours and on some of theirs."""
     whole = _reciprocal(near[:, : k1 + 1])
     half = _reciprocal(near[:, : round(k1 / 2) + 1])
-    # A neighbor adds its own (half as many) neighbors, if over two thirds of them are shared.
+    # A neighbour adds its own (half as many) neighbours, if over two thirds of them are shared.
     shared = (whole @ half).multiply(whole).tocoo()
     adds = shared.data > 2 / 3 * np.diff(half.indptr)[shared.col]
     cells = shared.data[adds], (shared.row[adds], shared.col[adds])

@@ -14,7 +14,7 @@ from airnet_cli.errors import DataError
 
 
 def reference(queries, gallery, *, k1, k2, original_weight):
-    """Sets of neighbors, one image after the other, as the paper describes them."""
+    """Sets of neighbours, one image after the other, as the paper describes them."""
     features = np.concatenate([queries, gallery]).astype(np.float64)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     n = len(features)
@@ -49,11 +49,11 @@ def reference(queries, gallery, *, k1, k2, original_weight):
 
 
 def people(seed, queries, gallery, size=6, count=5):
-    """Features of a few people, so that neighborhoods have a meaning."""
+    """Features of a few people, so that neighbourhoods have a meaning."""
     random = np.random.default_rng(seed)
-    centers = random.standard_normal((count, size))
+    centres = random.standard_normal((count, size))
     return tuple(
-        centers[random.integers(0, count, rows)] + 0.5 * random.standard_normal((rows, size))
+        centres[random.integers(0, count, rows)] + 0.5 * random.standard_normal((rows, size))
         for rows in (queries, gallery)
     )
 
