@@ -15,16 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from airnet_cli.core.drawing import (
-    COLOURS,
-    MEANINGS,
-    RankedMatch,
-    RankedRow,
-    draw_mark,
-    open_picture,
-    ranks_shown,
-)
+from airnet_cli.core.drawing import RankedMatch, RankedRow, open_picture, ranks_shown
 from airnet_cli.core.files import write_text
+from airnet_cli.core.sheet import COLOURS, MEANINGS, draw_mark
 
 PICTURE_HEIGHT = 256
 """Pixels; higher images of ranked lists are reduced to it, which is twice what is shown."""

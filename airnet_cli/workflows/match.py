@@ -18,7 +18,7 @@ from PIL import Image
 from airnet_cli.core.arrays import map_array
 from airnet_cli.core.checkpoint import model_fingerprint
 from airnet_cli.core.data.sources import list_images
-from airnet_cli.core.drawing import MatchState, RankedMatch, RankedRow, draw_ranked_lists
+from airnet_cli.core.drawing import RankedMatch, RankedRow, draw_ranked_lists
 from airnet_cli.core.files import is_file, replacing, write_rows, write_text
 from airnet_cli.core.gallery import Gallery, read_gallery
 from airnet_cli.core.hnsw import HnswIndex
@@ -39,6 +39,7 @@ from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
 from airnet_cli.core.retrieval.search import search
 from airnet_cli.core.runtime import DeviceName
 from airnet_cli.core.segments import open_gallery
+from airnet_cli.core.sheet import MatchState
 from airnet_cli.errors import CheckpointError, DataError, UsageError
 from airnet_cli.workflows.collection import milvus_token
 from airnet_cli.workflows.embedder import Embedder

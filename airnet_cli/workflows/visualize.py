@@ -20,7 +20,6 @@ from airnet_cli.core.data.sources import list_images
 from airnet_cli.core.data.transforms import read_image
 from airnet_cli.core.drawing import (
     NOT_RANKED,
-    MatchState,
     RankedMatch,
     RankedRow,
     SaliencyPanel,
@@ -43,6 +42,7 @@ from airnet_cli.core.saliency import (
     has_attention,
 )
 from airnet_cli.core.segments import open_gallery
+from airnet_cli.core.sheet import MatchState
 from airnet_cli.errors import CheckpointError, DataError, UsageError
 from airnet_cli.workflows.embedder import Embedder
 from airnet_cli.workflows.runs import Model, find_model
