@@ -35,7 +35,7 @@ def rows(sizes: Sizes) -> Iterator[Row]:
         seconds=seconds,
         rival_seconds=rival_seconds,
         ratio_is="rival / ours",
-        target="at least 10",
+        target="at least 4",
         memory_mb=peak_memory_mb(features, ours, queries, gallery, people, dimensions),
     )
     for numbers in [sizes.pick((11_659, 82_161, 3060, 2048), (1_457, 10_270, 380, 2048))]:

@@ -62,7 +62,7 @@ def test_what_is_in_the_wheel(wheel):
     }
     presets = {name for name in names if name.endswith(".toml")}
     assert presets == {f"airnet_cli/presets/{name}.toml" for name in preset_names()}
-    assert "airnet_cli/py.typed" in names
+    assert {"airnet_cli/py.typed", "airnet_cli/core/report.html"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert wheel.name.endswith("-py3-none-any.whl")
 

@@ -45,7 +45,7 @@ def visualize(
         bool,
         typer.Option(
             "--curves",
-            help="Draw losses, scores, CMC and ROC of the runs given as IMAGE, in one figure.",
+            help="Draw losses and scores of the runs given as IMAGE into one PNG file.",
         ),
     ] = False,
     against: Annotated[
@@ -165,7 +165,7 @@ def _draw_curves(runs: list[Path], output: Path | None, *, alone: bool) -> None:
     drawn = draw_curves(runs, output=output or Path("curves.png"))
     for each in drawn.notes:
         note(f"note: {each}")
-    print_lines([str(drawn.picture)])
+    print_lines([str(drawn.image)])
 
 
 def _say_which(model: "Model") -> None:

@@ -9,20 +9,16 @@ import pytest
 from PIL import Image, ImageColor
 
 from airnet_cli.core.drawing import (
-    COLOURS,
-    FRAME,
-    MARK,
-    MEANINGS,
     SaliencyPanel,
     SaliencyRow,
     draw_heat,
-    draw_mark,
     draw_ranked_lists,
     draw_saliency_sheet,
     heat_scale,
     open_picture,
 )
 from airnet_cli.core.ranked import MatchState, RankedList, RankedMatch
+from airnet_cli.core.sheet import COLOURS, FRAME, MARK, MEANINGS, draw_mark
 from airnet_cli.errors import DataError
 
 

@@ -426,8 +426,8 @@ def test_what_can_not_be_carried_out(world: World, monkeypatch, changes, kind, m
         pytest.param(np.ones((2, 2, 24)), r"of the shape \(2, 2, 24\)", id="no matrix"),
         pytest.param(np.ones((0, 24)), r"of the shape \(0, 24\)", id="no row"),
         pytest.param(np.array([{}], dtype=object), "can't be read as a NumPy array", id="objects"),
-        pytest.param(np.zeros((1, 24)), "query 0 .* without direction", id="zero"),
-        pytest.param(np.full((1, 24), np.nan), "query 0 .* without direction", id="NaN"),
+        pytest.param(np.zeros((1, 24)), "query row 0 .* is zero", id="zero"),
+        pytest.param(np.full((1, 24), np.nan), "query row 0 .* holds NaN", id="NaN"),
     ],
 )
 def test_features_that_can_not_be_used(world: World, matrix, message) -> None:
