@@ -10,6 +10,7 @@ images that are kept, B images in a block.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,9 @@ BLOCK_BYTES = 32 * 2**20
 
 QUERIES_AT_ONCE = 128
 """Largest number of queries in a block of results."""
+
+KEPT_BYTES = 256 * 2**20
+"""Largest size of the cosines (Q, G) that are kept from the search for neighbours to the end."""
 
 ROUNDING = 1e-6
 """Images whose cosine is within this of 1 count as equal: float32 can't tell them apart."""
@@ -97,7 +101,9 @@ def k_reciprocal_blocks(
     _fill_unit_rows(features[:num_queries], queries, np.arange(num_queries), name="query")
     _fill_unit_rows(features[num_queries:], gallery, gallery_rows, name="gallery")
 
-    near, largest = _nearest(features, max(reranking.k1 + 1, reranking.k2), progress)
+    is_kept = 4 * num_queries * num_gallery <= KEPT_BYTES  # computing them again: + 20% time
+    kept = np.empty((num_queries if is_kept else 0, num_gallery), np.float32)
+    near, largest = _nearest(features, max(reranking.k1 + 1, reranking.k2), kept, progress)
     described = _average(_describe(features, near, largest, reranking.k1), near[:, : reranking.k2])
     # (N, G): who of the gallery has this neighbour?
     gallery_with = described[num_queries:].T.tocsr()
@@ -105,7 +111,9 @@ def k_reciprocal_blocks(
     size = max(1, min(QUERIES_AT_ONCE, BLOCK_BYTES // (4 * num_gallery)))
     for first in range(0, num_queries, size):
         last = min(first + size, num_queries)
-        cosines = product(features[first:last], features[num_queries:])
+        cosines = (
+            kept[first:last] if is_kept else product(features[first:last], features[num_queries:])
+        )
         original = (1 - np.minimum(cosines, 1)) / largest[first:last, None]
         common = _common(described[first:last], gallery_with)
         # Each description adds up to 1, so the union of two is 2 - common.
@@ -124,12 +132,15 @@ def _fill_unit_rows(out: Floats, matrix: Matrix, rows: Integers, *, name: str) -
         np.divide(piece, np.sqrt(squared)[:, None], out=out[begin:end])
 
 
-def _nearest(features: Floats, k: int, progress: Progress) -> tuple[Integers, Distances]:
+def _nearest(
+    features: Floats, k: int, kept: Floats, progress: Progress
+) -> tuple[Integers, Distances]:
     """Find the K = min(k, N) nearest images (N, K) of each, in order, itself first.
 
     The cosines are symmetric, so half of them are computed: block by block those of some images
-    with themselves and all later ones. The second value (N,) is each image's largest 1 - cos; 1
-    where all images are equal.
+    with themselves and all later ones. Those of queries and gallery are written into `kept`
+    (Q, G), unless it has no rows. The second value (N,) is each image's largest 1 - cos; 1 where
+    all images are equal.
     """
     total = len(features)
     k = min(k, total)
@@ -141,6 +152,8 @@ def _nearest(features: Floats, k: int, progress: Progress) -> tuple[Integers, Di
     for first in range(0, total, size):
         last = min(first + size, total)
         cosines = product(features[first:last], features[first:])
+        if first < len(kept):
+            kept[first:last] = cosines[: len(kept) - first, len(kept) - first :]
         later = cosines[:, last - first :]
         lowest[first:last] = np.minimum(lowest[first:last], cosines.min(axis=1))
         lowest[last:] = np.minimum(lowest[last:], later.min(axis=0))
@@ -201,13 +214,13 @@ def _describe(features: Floats, near: Integers, largest: Distances, k1: int) -> 
     cells = shared.data[adds], (shared.row[adds], shared.col[adds])
     described = (whole + csr_array(cells, shape=whole.shape) @ half).tocsr()
 
-    weights = np.empty(described.nnz)
-    for row, (begin, end) in enumerate(zip(described.indptr, described.indptr[1:], strict=False)):
-        cosines = features[described.indices[begin:end]] @ features[row]
-        distances = (1 - np.minimum(cosines.astype(np.float64), 1)) / largest[row]
-        weights[begin:end] = np.exp(-distances)
-        weights[begin:end] /= weights[begin:end].sum()
-    described.data = weights
+    cosines = np.empty(described.nnz)
+    starts = described.indptr
+    for row, (begin, end) in enumerate(pairwise(starts)):
+        cosines[begin:end] = features[described.indices[begin:end]] @ features[row]
+    counts = np.diff(starts)
+    weights = np.exp((np.minimum(cosines, 1) - 1) / np.repeat(largest, counts))
+    described.data = weights / np.repeat(np.add.reduceat(weights, starts[:-1]), counts)
     return described
 
 

@@ -99,6 +99,7 @@ def test_blocks_do_not_change_the_result(monkeypatch, block_rows, tied):
         signs = np.random.default_rng(5).choice([-1.0, 1.0], (202, 16))
         queries, gallery = signs[:12], signs[12:]
     monkeypatch.setattr(rerank, "BLOCK_BYTES", block_rows * 202 * 4)
+    monkeypatch.setattr(rerank, "KEPT_BYTES", block_rows * 202 * 4)
     ours = k_reciprocal_distances(queries=queries, gallery=gallery, reranking=Reranking(k1=6, k2=3))
     expected = reference(queries, gallery, k1=6, k2=3, original_weight=0.3)
     np.testing.assert_allclose(ours, expected, atol=1e-6)
