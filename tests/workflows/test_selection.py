@@ -81,7 +81,7 @@ def test_the_best_epoch_wins_and_of_equal_ones_the_first(
     validation = build_validation(preset, manifest)
     asked: list[tuple[str, float]] = []
 
-    def score(network, _, data, *, training, **__):
+    def score(network, _, data, *__, training, **___):
         weight = float(network.state_dict()[name].mean())
         asked.append(("test" if data is manifest else "val", weight))
         judges = (data is manifest) == (select != "val")
