@@ -161,7 +161,6 @@ USES = (
     "evaluate --calibrate --json",
     "compare {runs}",
     "embed shop -o gallery.npy",
-    "index gallery.npy",
     "embed shop -o shards --shard-size 4",
     "gallery count gallery.npy",
     "match shop/anna/1.png --gallery gallery.npy --html match.html --picture match.png",
