@@ -45,6 +45,21 @@ def quoted(text: object, longest: int = 100) -> str:
     return repr(words if len(words) <= longest else f"{words[: longest - 3]}...")
 
 
+def listed(problems: list[str], *, separator: str = ", ") -> str:
+    """Join the first ten and count the others.
+
+    >>> listed([str(number) for number in range(13)])
+    '0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 3 more'
+    """
+    more = f" and {len(problems) - 10:,} more" if len(problems) > 10 else ""
+    return separator.join(problems[:10]) + more
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class AirnetError(Exception):
     """A request that can't be carried out; the message says why and what to do."""
 

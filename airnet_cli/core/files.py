@@ -187,6 +187,11 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112  Path.is_dir raises
 
 
+def is_web_page(start: bytes) -> bool:
+    """Whether a file begins like HTML: a login page, saved in place of an archive, is common."""
+    return start.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith((b"<!doctype html", b"<html"))
+
+
 def reason_of(error: OSError | OutputError) -> str:
     """What the system said, without the path.
 

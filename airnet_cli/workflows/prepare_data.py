@@ -4,17 +4,17 @@ Each says how labels are read; `preparing.prepare` does the rest. Nothing here l
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from airnet_cli.core.data.archive import extract_zip
-from airnet_cli.core.data.manifest import SplitCounts, count_splits
-from airnet_cli.core.data.problems import listed
-from airnet_cli.core.data.readers import cuhk03, cuhk03_raw, folder, market1501, msmt17, table
-from airnet_cli.core.data.records import ImageRecord, Split
+from airnet_cli.core.data.manifest import count_splits
+from airnet_cli.core.data.readers import cuhk03, cuhk03_mat, folder, market1501, msmt17, table
+from airnet_cli.core.data.readers.split_folders import FOLDERS
+from airnet_cli.core.data.records import ImageRecord
 from airnet_cli.core.data.splits import SplitPeople, split_people
 from airnet_cli.core.files import is_file
-from airnet_cli.errors import DataError, UsageError
+from airnet_cli.errors import DataError, UsageError, listed
 from airnet_cli.workflows.preparing import (
     UNPACKED,
     Labels,
@@ -35,23 +35,14 @@ def prepare_market1501(source: Path, options: PrepareOptions) -> PreparedDataset
     """
 
     def read(above: Path) -> Labels:
-        root = market1501.find_root(above)
-        records = market1501.read(root, progress=options.progress)
-        return _published_labels(
-            "Market-1501",
-            root,
-            records,
-            market1501.differences(root, count_splits(records)),
-            options,
-            split_rule=market1501.SPLIT_RULE,
-            published=market1501.PUBLISHED,
-        )
+        recipe, root = market1501.RECIPE, market1501.find_root(above)
+        records = recipe.read(root, progress=options.progress)
+        notes = recipe.differences(root, count_splits(records))
+        labels = Labels(root, records, recipe.split_rule, notes, published=recipe.published)
+        return _complete("Market-1501", labels, options)
 
     # The hand-drawn boxes of gt_bbox, much of the archive, are not needed.
-    folders = market1501.FOLDERS.values()
-    return _prepare_folder_or_zip(
-        "market1501", source, read, options, keep=lambda file: file.parent.name in folders
-    )
+    return _prepare_folder_or_zip("market1501", source, read, options, keep=_is_of_splits)
 
 
 def prepare_msmt17(
@@ -71,15 +62,9 @@ def prepare_msmt17(
     def read(above: Path) -> Labels:
         layout = msmt17.find_layout(above)
         found = msmt17.read(layout, lists=lists, progress=options.progress)
-        return _published_labels(
-            "MSMT17",
-            layout.root,
-            found.records,
-            found.problems,
-            options,
-            split_rule=msmt17.split_rule(layout, lists),
-            published=found.published,
-        )
+        rule = msmt17.split_rule(layout, lists)
+        labels = Labels(layout.root, found.records, rule, found.problems, published=found.published)
+        return _complete("MSMT17", labels, options)
 
     return _prepare_folder_or_zip("msmt17", source, read, options, keep=_is_of_msmt17)
 
@@ -106,31 +91,25 @@ def prepare_cuhk03(
     """
 
     def complete(root: Path, records: Sequence[ImageRecord], problems: Sequence[str]) -> Labels:
-        differences = cuhk03.differences(root, count_splits(records), boxes=boxes)
-        return _published_labels(
-            "CUHK03",
-            root,
-            records,
-            [*problems, *differences],
-            options,
-            split_rule=cuhk03.split_rule(boxes),
-            published=cuhk03.PUBLISHED[boxes],
-        )
+        recipe = cuhk03.RECIPES[boxes]
+        notes = [*problems, *cuhk03.differences(root, count_splits(records), boxes=boxes)]
+        labels = Labels(root, records, recipe.split_rule, notes, published=recipe.published)
+        return _complete("CUHK03", labels, options)
 
     def read(root: Path) -> Labels:
         if protocol is not None:
             raise UsageError(
                 f"the split of {root} is that of its folders, so --protocol {protocol} does not "
-                f"fit; leave it out, or give {cuhk03_raw.IMAGES_FILE}"
+                f"fit; leave it out, or give {cuhk03_mat.IMAGES_FILE}"
             )
-        return complete(root, cuhk03.read(root, progress=options.progress), [])
+        return complete(root, cuhk03.RECIPES[boxes].read(root, progress=options.progress), [])
 
     def extract(images: Path, stage: Path) -> Labels:
         places = [images.parent, images.parent.parent, source.parent]
-        split = cuhk03_raw.find_protocol(boxes, given=protocol, places=places)
-        cells = cuhk03_raw.read_protocol(split)
+        split = cuhk03_mat.find_protocol(boxes, given=protocol, places=places)
+        cells = cuhk03_mat.read_protocol(split)
         root = stage / boxes
-        missing = cuhk03_raw.extract(images, cells, root, boxes=boxes, progress=options.progress)
+        missing = cuhk03_mat.extract(images, cells, root, boxes=boxes, progress=options.progress)
         problems = [f"{len(missing):,} images are not in {images.name} ({listed(missing)})"]
         absent = set(missing)
         records = [cell.record for cell in cells if cell.record.path not in absent]
@@ -139,7 +118,12 @@ def prepare_cuhk03(
     def unpack(stage: Path) -> Labels:
         unpacked = stage / UNPACKED
         unpacked.mkdir()
-        extract_zip(source, unpacked, keep=_is_of_cuhk03, progress=options.progress)
+        extract_zip(
+            source,
+            unpacked,
+            keep=lambda file: file.suffix.lower() == ".mat" or _is_of_splits(file),
+            progress=options.progress,
+        )
         root, images = _find_cuhk03(unpacked, source, boxes)
         labels = extract(images, stage) if root is None else read(root.rename(stage / boxes))
         shutil.rmtree(unpacked, ignore_errors=True)
@@ -300,40 +284,31 @@ def _prepare_folder_or_zip(
     return prepare(name, source, read if is_folder else unpack, options, in_stage=not is_folder)
 
 
-def _published_labels(
-    what: str,
-    root: Path,
-    records: Sequence[ImageRecord],
-    differences: Sequence[str],
-    options: PrepareOptions,
-    *,
-    split_rule: str,
-    published: Mapping[Split, SplitCounts],
-) -> Labels:
-    """Refuse a published data set that differs from its counts, or note the differences."""
-    if differences and not options.allow_partial:
+def _complete(what: str, labels: Labels, options: PrepareOptions) -> Labels:
+    """Refuse a published data set whose notes say that it is not complete."""
+    if labels.notes and not options.allow_partial:
         raise DataError(
-            f"{root} is not the full {what}: {'; '.join(differences)}; "
+            f"{labels.root} is not the full {what}: {'; '.join(labels.notes)}; "
             "complete it, or pass --allow-partial to use it as it is"
         )
-    return Labels(root, records, split_rule, notes=differences, published=published)
+    return labels
 
 
 def _find_cuhk03(above: Path, source: Path, boxes: cuhk03.Boxes) -> tuple[Path | None, Path]:
     """The folder with the images of `boxes`, or else (None and) `cuhk-03.mat`."""
     root = cuhk03.find_root(above, boxes=boxes)
-    images = cuhk03_raw.find_images(above) if root is None else above
+    images = cuhk03_mat.find_images(above) if root is None else above
     if images is None:
         raise DataError(
             f"{source} is not CUHK03: it has neither the new protocol's folders "
-            f"({boxes}/{cuhk03.FOLDERS['train']}, ...) nor {cuhk03_raw.IMAGES_FILE}; "
+            f"({boxes}/{FOLDERS['train']}, ...) nor {cuhk03_mat.IMAGES_FILE}; "
             "give the folder or zip that has one of them"
         )
     return root, images
 
 
-def _is_of_cuhk03(file: PurePosixPath) -> bool:
-    return file.suffix.lower() == ".mat" or file.parent.name in cuhk03.FOLDERS.values()
+def _is_of_splits(file: PurePosixPath) -> bool:
+    return file.parent.name in FOLDERS.values()
 
 
 def _is_of_msmt17(file: PurePosixPath) -> bool:

@@ -116,9 +116,15 @@ def prepare(
         if in_stage:
             images = path.parent / IMAGES
             with staged_folder(images, record=path) as stage:
-                with _naming_source(stage, source):
+                try:
                     found, verified = read(stage)
-                found = replace(found, root=images / found.root.relative_to(stage))
+                except DataError as error:
+                    raise DataError(_naming(source, stage, str(error))) from error
+                found = replace(
+                    found,
+                    root=images / found.root.relative_to(stage),
+                    notes=[_naming(source, stage, note) for note in found.notes],
+                )
                 # Before the folder is renamed: a full disk shows now.
                 written = _write(new, name, found)
             new.replace(path)
@@ -148,14 +154,9 @@ def _write(path: Path, name: str, found: Labels) -> Manifest:
     )
 
 
-@contextlib.contextmanager
-def _naming_source(stage: Path, source: Path) -> Iterator[None]:
-    """Name the source in errors: the temporary folder is gone when the user reads them."""
-    try:
-        yield
-    except DataError as error:
-        named = str(error).replace(str(stage / UNPACKED), str(source))
-        raise DataError(named.replace(str(stage), str(source))) from error
+def _naming(source: Path, stage: Path, text: str) -> str:
+    """Name the source instead of the temporary folder, which the user never sees."""
+    return text.replace(str(stage / UNPACKED), str(source)).replace(str(stage), str(source))
 
 
 @contextlib.contextmanager

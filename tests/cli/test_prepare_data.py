@@ -164,7 +164,7 @@ def test_cuhk03(tmp_path: Path, boxes: str) -> None:
     assert (tmp_path / "data" / f"cuhk03-{boxes}" / "manifest.jsonl").is_file()
     other = airnet({"labeled": "cuhk03-detected", "detected": "cuhk03-labeled"}[boxes], *given)
     assert other.exit_code == 1
-    assert f"has the {boxes} boxes of CUHK03 only" in other.stderr
+    assert f"has only the {boxes} boxes of CUHK03" in other.stderr
 
 
 @pytest.mark.parametrize("lists", ["train+val", "train"])

@@ -51,8 +51,8 @@ def pack(folder: Path, archive: Path) -> Path:
 
 def publish(monkeypatch, counts: dict[str, SplitCounts]) -> None:
     """Let the miniature count as the full set of labeled boxes."""
-    full = {"labeled": counts, "detected": cuhk03.PUBLISHED["detected"]}
-    monkeypatch.setattr(cuhk03, "PUBLISHED", full)
+    recipe = replace(cuhk03.RECIPES["labeled"], published=counts)
+    monkeypatch.setitem(cuhk03.RECIPES, "labeled", recipe)
 
 
 def test_folders(tmp_path: Path, monkeypatch) -> None:
@@ -226,11 +226,11 @@ def images_as_protocol(folder: Path) -> dict[str, Path]:
         (nothing, DataError, "is not CUHK03: it has neither .*labeled/bounding_box_train.* nor"),
         (other_boxes, DataError, "run: airnet prepare-data cuhk03-detected"),
         (folders_with_protocol, UsageError, "that of its folders, so --protocol .* leave it out"),
-        (no_protocol, DataError, "config_labeled.mat, the split of the new protocol, is not besi"),
+        (no_protocol, DataError, "the split of the new protocol is not at .*config_labeled.mat"),
         (web_page, DataError, "is a web page, not a zip archive"),
         (tar, DataError, "of a kind that airnet does not unpack .* unpack it yourself"),
         (empty_zip, DataError, "empty.zip is not CUHK03"),
-        (images_as_protocol, DataError, "is a MATLAB 7.3 file, and the protocol is a MATLAB 5"),
+        (images_as_protocol, DataError, "is a MATLAB 7.3 file, and it must be MATLAB 5.0"),
     ],
 )
 @pytest.mark.usefixtures("miniature_cuhk03")

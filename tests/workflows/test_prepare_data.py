@@ -5,6 +5,7 @@ import os
 import random
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def market(tmp_path: Path) -> Path:
 @pytest.fixture
 def full(monkeypatch) -> None:
     """Let the miniature count as the full set."""
-    monkeypatch.setattr(market1501, "PUBLISHED", COUNTS)
+    monkeypatch.setattr(market1501, "RECIPE", replace(market1501.RECIPE, published=COUNTS))
 
 
 @pytest.mark.usefixtures("full")
@@ -125,7 +126,7 @@ def test_market1501_partial(market: Path, tmp_path: Path) -> None:
         market, options=PrepareOptions(data_root=tmp_path / "data", allow_partial=True, workers=0)
     )
     assert prepared.counts == COUNTS
-    assert prepared.published == market1501.PUBLISHED
+    assert prepared.published == market1501.RECIPE.published
     assert "query: 1 of 3,368 images (3,367 missing)" in prepared.notes
 
 

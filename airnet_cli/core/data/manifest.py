@@ -8,13 +8,11 @@ are listed too; evaluation leaves them out. Where ids were made up for people an
 other names, the header has the names.
 """
 
-import io
-import itertools
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -125,30 +123,22 @@ def count_splits(records: Iterable[ImageRecord]) -> dict[Split, SplitCounts]:
 
     Person id 0 is an identity like any other in training, and nobody in the gallery.
     """
-    images: Counter[Split] = Counter()
-    distractors: Counter[Split] = Counter()
-    junk: Counter[Split] = Counter()
-    ids: dict[Split, set[int]] = {split: set() for split in SPLITS}
-    cameras: dict[Split, set[int]] = {split: set() for split in SPLITS}
+    of_split: dict[Split, list[ImageRecord]] = {split: [] for split in SPLITS}
     for record in records:
-        images[record.split] += 1
-        cameras[record.split].add(record.camera_id)
-        if record.person_id == JUNK:
-            junk[record.split] += 1
-        elif record.person_id == DISTRACTOR and record.split == "gallery":
-            distractors[record.split] += 1
-        else:
-            ids[record.split].add(record.person_id)
-    return {
-        split: SplitCounts(
-            images=images[split],
-            ids=len(ids[split]),
-            cameras=len(cameras[split]),
-            distractors=distractors[split],
-            junk=junk[split],
-        )
-        for split in SPLITS
-    }
+        of_split[record.split].append(record)
+    return {split: _count(of_split[split], split) for split in SPLITS}
+
+
+def _count(records: list[ImageRecord], split: Split) -> SplitCounts:
+    images = Counter(record.person_id for record in records)
+    nobody = {JUNK, DISTRACTOR} if split == "gallery" else {JUNK}
+    return SplitCounts(
+        images=len(records),
+        ids=len(images.keys() - nobody),
+        cameras=len({record.camera_id for record in records}),
+        distractors=images[DISTRACTOR] if split == "gallery" else 0,
+        junk=images[JUNK],
+    )
 
 
 def write_manifest(
@@ -166,12 +156,10 @@ def write_manifest(
     Raises:
         DataError: an image is listed twice in one split, or the file can't be written.
     """
-    ordered = tuple(sorted(records, key=lambda record: (SPLITS.index(record.split), record.path)))
-    for earlier, later in itertools.pairwise(ordered):
-        if (earlier.split, earlier.path) == (later.split, later.path):
-            raise DataError(
-                f"{later.path} is listed twice in the split {later.split}; list it once"
-            )
+    try:
+        ordered = _in_order(records)
+    except ValueError as error:
+        raise DataError(f"{error}; list it once") from None
     counts = count_splits(ordered)
     names = {"person_names": person_names or {}, "camera_names": camera_names or {}}
     body = "".join(_dump(asdict(record)) for record in ordered).encode()
@@ -206,30 +194,32 @@ def write_manifest(
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest and check that it is complete.
 
+    Header keys that this version does not know, such as hashes of earlier versions, are ignored.
+
     Raises:
-        DataError: it is missing, cut off, inconsistent, of a newer version, or not a manifest.
+        DataError: it is missing, cut off, of a newer version, or not a manifest.
     """
     try:
-        first, _, body = path.read_bytes().partition(b"\n")
+        first, *lines, rest = path.read_bytes().split(b"\n")
     except OSError as error:
         raise DataError(
             f"can't read the manifest {path}: {error.strerror or error}; run airnet prepare-data"
         ) from error
+    except ValueError:  # not even one whole line
+        first, lines, rest = b"", [], b""
     header = _read_header(path, first)
-    if (found := body.count(b"\n")) != header["lines"]:  # the last line ends too
+    if rest or len(lines) != header["lines"]:
         raise DataError(
             f"{path} is cut off or was edited: its header promises {header['lines']:,} images, "
-            f"and there are {found:,} whole lines; run airnet prepare-data again"
+            f"and there are {len(lines):,} whole lines; run airnet prepare-data again"
         )
     try:
-        records = tuple(_checked_records(body))
-        counts = count_splits(records)
-        _check_counts(header, counts)
+        records = _in_order(_record(**json.loads(line)) for line in lines)
         person_names, camera_names = (
             {int(number): str(name) for number, name in header.get(key, {}).items()}
             for key in ("person_names", "camera_names")
         )
-    except (AttributeError, TypeError, ValueError, KeyError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} has a line that can't be used ({str(error)[:200]}); "
             "run airnet prepare-data again"
@@ -239,21 +229,21 @@ def read_manifest(path: Path) -> Manifest:
         root=Path(os.path.normpath(path.parent.resolve() / header["root"])),
         records=records,
         split_rule=header["split_rule"],
-        counts=counts,
+        counts=count_splits(records),
         person_names=person_names,
         camera_names=camera_names,
     )
 
 
 def _read_header(path: Path, line: bytes) -> dict[str, Any]:
-    """Parse and check the first line."""
+    """Parse the first line and check what is used; its counts are for other programs."""
     try:
         header = json.loads(line)
     except ValueError:
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise DataError(
-            f"{path} is not a manifest: its first line is no {FORMAT} header; "
+            f"{path} is not a manifest: its first line is not an {FORMAT} header; "
             "run airnet prepare-data again"
         )
     version = header.get("version")
@@ -263,14 +253,7 @@ def _read_header(path: Path, line: bytes) -> dict[str, Any]:
             f"this airnet reads version {FORMAT_VERSION}; "
             "use the airnet that wrote it or run airnet prepare-data again"
         )
-    kinds = {
-        "name": str,
-        "split_rule": str,
-        "root": str,
-        "counts": dict,
-        "lines": int,
-    }
-    for key, kind in kinds.items():
+    for key, kind in {"name": str, "split_rule": str, "root": str, "lines": int}.items():
         if not isinstance(header.get(key), kind):
             raise DataError(
                 f"{path} has a header without a valid {key!r}; run airnet prepare-data again"
@@ -278,51 +261,26 @@ def _read_header(path: Path, line: bytes) -> dict[str, Any]:
     return header
 
 
-def _checked_records(body: bytes) -> Iterator[ImageRecord]:
-    """The records; ValueError or TypeError for what `write_manifest` does not write."""
-    before: tuple[int, str] | None = None
-    for line in io.BytesIO(body):
-        record = ImageRecord(**json.loads(line))
-        _check_record(record)
-        place = (SPLITS.index(record.split), record.path)
-        if before is not None and place <= before:
-            problem = "is listed twice" if place == before else "is not in its place"
-            raise ValueError(f"path {quoted(record.path)} {problem}")
-        before = place
-        yield record
-
-
-def _check_record(record: ImageRecord) -> None:
-    """Raise ValueError for an image that no reader finds."""
-    if record.split not in SPLITS:
-        raise ValueError(f"split {quoted(record.split)}")
-    path, person_id, camera_id = record.path, record.person_id, record.camera_id
-    if type(path) is not str:
-        raise ValueError(f"path {quoted(path)} is no text")
+def _record(path: str, person_id: int, camera_id: int, split: Split) -> ImageRecord:
+    """A record of checked values; ValueError for what no reader finds."""
+    if not isinstance(path, str) or split not in SPLITS:
+        raise ValueError(f"path {quoted(path)}, split {quoted(split)}")
     if type(person_id) is not int or type(camera_id) is not int:
         raise ValueError(f"person_id or camera_id of {quoted(path)} is not an integer")
-    if not (JUNK <= person_id <= LARGEST_ID and 0 <= camera_id <= LARGEST_ID):
-        raise ValueError(f"person_id or camera_id of {quoted(path)} is too small or large")
-    if (person_id == JUNK and record.split != "gallery") or (
-        person_id == DISTRACTOR and record.split == "query"
-    ):
-        raise ValueError(f"person {person_id} of {quoted(path)} can't be in {record.split}")
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts:
         raise ValueError(f"path {quoted(path)} leads out of the root")
-    if str(parts) != path or path == "." or b"\0" in os.fsencode(path):  # which may raise it too
-        raise ValueError(f"path {quoted(path)} is no file's")
+    return ImageRecord(path, person_id, camera_id, split)
 
 
-LARGEST_ID = 10**18 - 1
-"""Of people and cameras: what tables may hold, and NumPy's integers do."""
-
-
-def _check_counts(header: Mapping[str, Any], counts: Mapping[Split, SplitCounts]) -> None:
-    """Raise ValueError if the header's counts are not those of the lines."""
-    for split in SPLITS:
-        if header["counts"][split] != asdict(counts[split]):
-            raise ValueError(f"the counts of {split} in its header are not those of its lines")
+def _in_order(records: Iterable[ImageRecord]) -> tuple[ImageRecord, ...]:
+    """Sort by split and path; ValueError if a split has an image twice."""
+    by_place: dict[tuple[int, str], ImageRecord] = {}
+    for record in records:
+        place = (SPLITS.index(record.split), record.path)
+        if by_place.setdefault(place, record) is not record:
+            raise ValueError(f"{record.path} is listed twice in the split {record.split}")
+    return tuple(by_place[place] for place in sorted(by_place))
 
 
 def _relative_root(root: Path, folder: Path) -> str:

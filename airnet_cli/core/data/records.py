@@ -29,3 +29,15 @@ class ImageRecord:
     person_id: int
     camera_id: int
     split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class NamedImage:
+    """An image of the user's own, and what its path or its table says about it."""
+
+    path: str
+    """Relative to the folder, with forward slashes."""
+    person: str
+    """Any text."""
+    camera: str | None
+    """Any text; None where cameras are not known."""

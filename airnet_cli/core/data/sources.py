@@ -9,25 +9,18 @@ The order is that of the absolute paths as text (code points): the same on every
 same tree, whatever the order of the inputs or of the file system.
 """
 
-import csv
 import itertools
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from airnet_cli.core.data.tables import read_table
 from airnet_cli.core.files import is_file
-from airnet_cli.errors import DataError, quoted
+from airnet_cli.errors import DataError, listed, one_line, quoted
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 """What is an image in a folder, in small or capital letters."""
-
-LISTED = 10
-"""How many problems an error spells out."""
-
-MOST_VISITS = 1000
-"""How often links may lead to one folder."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +36,10 @@ class Sources:
 @dataclass(frozen=True)
 class _Found:
     path: Path
-    place: str
-    """Where it was named, for messages; empty for what a folder holds."""
-    table: int | None
-    """Which of the tables it is from."""
-    cells: tuple[str, ...] = ()
-    """Of that table's further columns."""
+    place: str = ""
+    """Where it was named, for messages; empty for images of a folder."""
+    cells: dict[str, str] | None = None
+    """Of further columns, if a table named it."""
 
 
 def list_images(inputs: Sequence[Path], *, must_exist: bool) -> Sources:
@@ -56,29 +47,30 @@ def list_images(inputs: Sequence[Path], *, must_exist: bool) -> Sources:
 
     Args:
         inputs: folders, images, `.txt` lists, `.csv` tables.
-        must_exist: raise for files that lists and tables name and that are not there; otherwise
+        must_exist: raise for files that lists and tables name and that do not exist; otherwise
             whoever reads them finds out.
 
     Raises:
-        DataError: an input is missing or broken, holds no images, or two tables describe the same
+        DataError: an input is missing or broken, has no images, or two tables describe the same
             image.
     """
     found: dict[str, _Found] = {}
-    headers: list[tuple[str, ...]] = []
+    names: dict[str, None] = {}
     for given in inputs:
-        count = len(found)
-        for image in _images_of(given, headers):
+        is_empty = True
+        for image in _images_of(given):
+            is_empty = False
             key = path_key(image.path)
+            names |= dict.fromkeys(image.cells or ())
             earlier = found.setdefault(key, image)
-            if earlier is image:
+            if earlier is image or image.cells is None:
                 continue
-            if earlier.table is not None and image.table is not None:
+            if earlier.cells is not None:
                 raise DataError(
                     f"{image.place}: '{image.path}' is in {earlier.place} already; list it once"
                 )
-            if image.table is not None:
-                found[key] = image  # the one that says more
-        if len(found) == count and not _holds_images(given, headers):
+            found[key] = image  # the one that says more
+        if is_empty:
             raise DataError(
                 f"there are no images in '{given}' ({', '.join(IMAGE_SUFFIXES)}; hidden files do "
                 "not count); give another folder or list"
@@ -86,16 +78,11 @@ def list_images(inputs: Sequence[Path], *, must_exist: bool) -> Sources:
     ordered = [found[key] for key in sorted(found)]
     if must_exist:
         _raise_for_missing([image for image in ordered if image.place])
-    names = list(dict.fromkeys(name for header in headers for name in header))
-    positions = [{name: header.index(name) for name in header} for header in headers]
-
-    def cell(image: _Found, name: str) -> str:
-        position = None if image.table is None else positions[image.table].get(name)
-        return "" if position is None else image.cells[position]
-
     return Sources(
         paths=tuple(image.path for image in ordered),
-        columns={name: tuple(cell(image, name) for image in ordered) for name in names},
+        columns={
+            name: tuple((image.cells or {}).get(name, "") for image in ordered) for name in names
+        },
     )
 
 
@@ -112,130 +99,94 @@ def relative_to_folder(paths: Sequence[Path], folder: Path) -> tuple[str, ...]:
     return tuple(relative(path) for path in paths)
 
 
-def _images_of(given: Path, headers: list[tuple[str, ...]]) -> Iterator[_Found]:
+def _images_of(given: Path) -> Iterator[_Found]:
     if given.is_dir():
-        yield from (_Found(path, "", None) for path in walk_images(_without_detour(given)))
+        yield from map(_Found, walk_images(_without_detour(given)))
     elif not given.exists():
         raise DataError(
             f"'{given}' does not exist; give folders, images, a .txt list or a .csv table"
         )
-    elif given.suffix.lower() in (".txt", ".csv") and not given.is_file():
-        raise DataError(f"'{given}' is a pipe or device; write the list into a file")
     elif given.suffix.lower() == ".txt":
         yield from _read_list(given)
     elif given.suffix.lower() == ".csv":
-        yield from _read_table(given, headers)
+        yield from _read_paths(given)
     else:
-        yield _Found(_without_detour(given), "the command", None)
-
-
-def _holds_images(given: Path, headers: list[tuple[str, ...]]) -> bool:
-    """Whether there is any image in `given`, which brought no new one."""
-    return next(_images_of(given, list(headers)), None) is not None
+        yield _Found(_without_detour(given), "the command")
 
 
 def walk_images(folder: Path) -> Iterator[Path]:
-    """Every visible image below `folder`, links followed, no folder on its own path entered.
+    """Every visible image below `folder`. Links are followed, and each folder is read once.
 
     Raises:
-        DataError: a folder can't be read, or links lead to one again and again.
+        DataError: a folder can't be read.
     """
-    visits: Counter[tuple[int, int]] = Counter()
-    # Not recursive: folders may be nested more deeply than Python's calls.
-    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
-    while waiting:
-        current, above = waiting.pop()
-        try:
-            status = current.stat()
-            this = (status.st_dev, status.st_ino)
-            if this in above:
-                continue  # a link to a folder that it lies in
-            visits[this] += 1
-            if visits[this] > MOST_VISITS:
-                raise DataError(
-                    f"links below '{folder}' lead to the folder '{current}' more than "
-                    f"{MOST_VISITS:,} times; remove them"
-                )
-            with os.scandir(current) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if _is_folder(entry):
-                        waiting.append((current / entry.name, above | {this}))
-                    elif entry.name.lower().endswith(IMAGE_SUFFIXES):
-                        yield current / entry.name
-        except OSError as error:
-            raise DataError(f"folder '{current}' can't be read: {error.strerror}") from None
 
+    def fail(error: OSError) -> None:
+        raise DataError(
+            f"folder '{error.filename}' can't be read: {error.strerror}; give another folder, or "
+            "make it readable"
+        )
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself: whoever reads it as an image finds out
-        return False
+    seen: set[tuple[int, int]] = set()
+    for current, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        status = os.stat(current)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        # Sorted, so that the same one of two links to a folder is followed on every machine.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES):
+                yield Path(current, name)
 
 
 def _read_list(file: Path) -> Iterator[_Found]:
     try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    place = f"{file}, line {number}"
-                    yield _Found(_listed_path(file, line.strip(), place), place, None)
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"list '{file}' can't be read ({_one_line(error)}); write it as UTF-8 text, one path "
+            f"list '{file}' can't be read ({one_line(error)}); write it as UTF-8 text, one path "
             "a line"
         ) from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            place = f"{file}, line {number}"
+            yield _Found(_listed_path(file, line.strip(), place), place)
+
+
+def _read_paths(file: Path) -> Iterator[_Found]:
+    """Read the images of a table, with all of its columns."""
+    table = read_table(file, required=["path"])
+    problems = list(table.problems)
+    problems += [f"line {row.line}: no path" for row in table.rows if not row.cells["path"]]
+    if problems:
+        raise DataError(
+            f"{file} has {len(problems):,} bad {'row' if len(problems) == 1 else 'rows'}: "
+            f"{listed(problems, separator='; ')} - correct or remove them"
+        )
+    for row in table.rows:
+        place = f"{file}, line {row.line}"
+        path = _listed_path(file, row.cells.pop("path"), place)
+        yield _Found(path, place, row.cells)
 
 
 def _listed_path(file: Path, text: str, place: str) -> Path:
     """A path that a list or table names."""
     if "\0" in text:
-        raise DataError(f"{place}: {quoted(text)} is no file's path; write the list again")
+        raise DataError(f"{place}: {quoted(text)} is not a file's path; write the list again")
     return _without_detour(file.parent / text)
 
 
-def _read_table(file: Path, headers: list[tuple[str, ...]]) -> Iterator[_Found]:
-    table = len(headers)
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.reader(lines, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            if header.count("path") != 1 or len(set(header)) != len(header) or "" in header:
-                raise DataError(
-                    f"'{file}' must name its columns in the first line, each once, path among "
-                    f"them; found: {', '.join(header)[:200] or 'nothing'}"
-                )
-            position = header.index("path")
-            headers.append(tuple(name for name in header if name != "path"))
-            line = reader.line_num + 1
-            for row in reader:
-                place, line = f"{file}, line {line}", reader.line_num + 1
-                if not any(cell.strip() for cell in row):
-                    continue
-                if len(row) != len(header) or not row[position].strip():
-                    raise DataError(
-                        f"{place}: {len(row)} cells, path {quoted(''.join(row[position:][:1]))}; "
-                        f"it must have the {len(header)} of the first line, and a path"
-                    )
-                cells = (*row[:position], *row[position + 1 :])
-                path = _listed_path(file, row[position].strip(), place)
-                yield _Found(path, place, table, cells)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"table '{file}' can't be read ({_one_line(error)}); write it as UTF-8 text with commas"
-        ) from None
-
-
 def _raise_for_missing(images: Sequence[_Found]) -> None:
-    missing = [image for image in images if not is_file(image.path)]
+    missing = [
+        f"{image.place}: {quoted(image.path)}" for image in images if not is_file(image.path)
+    ]
     if missing:
-        listed = "; ".join(f"{image.place}: {quoted(image.path)}" for image in missing[:LISTED])
-        more = f" and {len(missing) - LISTED:,} more" if len(missing) > LISTED else ""
         raise DataError(
-            f"{len(missing):,} of the images that are listed are no files: {listed}{more}; paths "
-            "are relative to the folder of the list or table"
+            f"{len(missing):,} of the images that are listed are not files: "
+            f"{listed(missing, separator='; ')}; paths are relative to the folder of the list or "
+            "table"
         )
 
 
@@ -268,7 +219,3 @@ def _relative(folder: Path, start: Path) -> str:
         way = os.path.realpath(folder)
     text = Path(way).as_posix()
     return "" if text == "." else text if text.endswith("/") else f"{text}/"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

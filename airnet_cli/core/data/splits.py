@@ -18,8 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from airnet_cli.core.data.readers.folder import FoundImage
-from airnet_cli.core.data.records import JUNK, ImageRecord, Split
+from airnet_cli.core.data.records import JUNK, ImageRecord, NamedImage, Split
 from airnet_cli.errors import DataError
 
 NO_CAMERA = 0
@@ -46,7 +45,7 @@ class SplitPeople:
     """Test identities without a query, since a single camera saw them."""
 
 
-def split_people(images: Sequence[FoundImage], *, test_share: float, seed: int) -> SplitPeople:
+def split_people(images: Sequence[NamedImage], *, test_share: float, seed: int) -> SplitPeople:
     """Number people and cameras, draw the test people, and split their images.
 
     The same images, share and seed give the same split. With one seed, the test people of a smaller

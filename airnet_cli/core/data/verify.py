@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airnet_cli.core.data.images import try_open_image
-from airnet_cli.core.data.problems import listed
 from airnet_cli.core.processes import reporting_dead_workers, start_worker
 from airnet_cli.core.progress import Progress, silent
-from airnet_cli.errors import DataError
+from airnet_cli.errors import DataError, listed
 
 CHUNK = 256
 """Images per task: a tenth of a second of decoding or more, so that handing out costs nothing."""

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -27,9 +26,6 @@ RECORDS = [
     ImageRecord("a/1.png", 1, 1, "train"),
     ImageRecord("a/1 again.png", 1, 4, "train"),
 ]
-
-
-COUNTS = {split: asdict(count) for split, count in count_splits(RECORDS).items()}
 
 
 def write(data_root: Path, root: Path, records: list[ImageRecord] = RECORDS) -> Path:
@@ -139,56 +135,22 @@ def body_with(old: bytes, new: bytes) -> object:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param(lambda content: b"", "no airnet-manifest header", id="empty"),
-        pytest.param(lambda content: b"\xff\xd8\xff", "no airnet-manifest header", id="not-text"),
-        pytest.param(lambda content: b"[1]\n", "no airnet-manifest header", id="other-json"),
-        pytest.param(lambda content: content[:-20], "cut off or was edited", id="cut-in-a-line"),
-        pytest.param(
-            lambda content: content[: content.rindex(b"\n", 0, -1) + 1],
-            "promises 7 images, and there are 6 whole lines",
-            id="cut-between-lines",
-        ),
+        pytest.param(lambda content: b"", "not an airnet-manifest header", id="empty"),
+        pytest.param(lambda content: b"\xff\n", "not an airnet-manifest header", id="not text"),
+        pytest.param(lambda content: content[:-20], "cut off or was edited", id="cut in a line"),
+        pytest.param(lambda content: content[: content.rindex(b"\n", 0, -1) + 1],
+                     "promises 7 images, and there are 6 whole lines", id="cut between lines"),
         pytest.param(header_with(version=2), "version 2, this airnet reads version 1", id="newer"),
-        pytest.param(header_with(root=None), "without a valid 'root'", id="no-root"),
-        pytest.param(header_with(lines=8), "promises 8 images, and there are 7", id="other-lines"),
-        pytest.param(
-            header_with(counts=COUNTS | {"query": COUNTS["query"] | {"ids": 2}}),
-            "the counts of query in its header are not those",
-            id="other-counts",
-        ),
-        pytest.param(header_with(counts={}), "can't be used", id="no-counts"),
-        pytest.param(
-            body_with(b'"split": "query"', b'"split": "test"'),
-            "split 'test'",
-            id="unknown-split",
-        ),
-        pytest.param(
-            body_with(b"q/7.png", b"../7.png"),
-            "leads out of the root",
-            id="leaves-root",
-        ),
+        pytest.param(header_with(root=None), "without a valid 'root'", id="no root"),
+        pytest.param(body_with(b'"split": "query"', b'"split": "test"'), "split 'test'",
+                     id="unknown split"),
+        pytest.param(body_with(b"q/7.png", b"../7.png"), "leads out of the root", id="leaves root"),
         pytest.param(body_with(b"a/1 again.png", b"a/0.png"), "listed twice", id="twice"),
-        pytest.param(body_with(b"a/0.png", b"b/0.png"), "not in its place", id="order"),
-        pytest.param(body_with(b"q/7.png", b"q//7.png"), "no file's", id="two-slashes"),
-        pytest.param(body_with(b"q/7.png", b"q/\\u0000"), "no file's", id="nul"),
-        pytest.param(
-            body_with(b'"person_id": -1', b'"person_id": -2'),
-            "too small or large",
-            id="minus-two",
-        ),
-        pytest.param(
-            body_with(b'"person_id": 7', b'"person_id": 0'),
-            "person 0 of 'q/7.png' can't be in query",
-            id="distractor-query",
-        ),
-        pytest.param(
-            body_with(b'"camera_id": 4', b'"camera_id": "4"'),
-            "is not an integer",
-            id="text-camera",
-        ),
-        pytest.param(body_with(b'"camera_id"', b'"cam"'), "can't be used", id="other-key"),
+        pytest.param(body_with(b'"camera_id": 4', b'"camera_id": "4"'), "is not an integer",
+                     id="text camera"),
+        pytest.param(body_with(b'"camera_id"', b'"cam"'), "can't be used", id="other key"),
     ],
-)
+)  # fmt: skip
 def test_refuses_what_is_not_whole(tmp_path: Path, change, message: str) -> None:
     """Each kind of damage has its one line, with the path."""
     path = write(tmp_path, tmp_path / "images")

@@ -73,7 +73,7 @@ def test_an_image_that_is_named_twice_counts_once(tree: Path) -> None:
 
 
 def test_a_link_to_a_folder_above_ends(tree: Path) -> None:
-    """A circle of links is walked once; a link to another folder is followed."""
+    """Each folder is read once; a link to another folder is followed."""
     (tree / "more" / "up").symlink_to(tree / "more")
     (tree / "more" / "away").symlink_to(tree / "gallery" / "a")
     assert names("more") == ["more/1.jpg", "more/away/10.png", "more/away/2.jpeg"]
@@ -117,12 +117,12 @@ def test_columns_of_several_inputs_are_joined(tree: Path) -> None:
         ({"empty/.keep": ""}, ["empty"], r"no images in 'empty' \(.jpg, .jpeg"),
         ({"e.txt": "\n\n"}, ["e.txt"], "no images in 'e.txt'"),
         ({"e.csv": "path,id\n"}, ["e.csv"], "no images in 'e.csv'"),
-        ({"e.csv": ""}, ["e.csv"], "must name its columns in the first line.*found: nothing"),
-        ({"e.csv": "file,id\na,1\n"}, ["e.csv"], "path among them; found: file, id"),
-        ({"e.csv": "path,id,id\na,1,1\n"}, ["e.csv"], "each once"),
-        ({"e.csv": "path,id\nmore/1.jpg\n"}, ["e.csv"], "e.csv, line 2: 1 cells"),
-        ({"e.csv": "path,id\n\n,3\n"}, ["e.csv"], "e.csv, line 3: 2 cells, path ''"),
-        ({"e.csv": 'path\n"more/1.jpg\n'}, ["e.csv"], "can't be read.*UTF-8 text with commas"),
+        ({"e.csv": ""}, ["e.csv"], "needs the columns path, .*found: nothing"),
+        ({"e.csv": "file,id\na,1\n"}, ["e.csv"], "missing: path .found: file, id"),
+        ({"e.csv": "path,id,id\na,1,1\n"}, ["e.csv"], "a column twice: id"),
+        ({"e.csv": "path,id\nmore/1.jpg\n"}, ["e.csv"], "1 bad row: line 2: 1 cells"),
+        ({"e.csv": "path,id\n\n,3\n"}, ["e.csv"], "1 bad row: line 3: no path"),
+        ({"e.csv": 'path\n"more/1.jpg\n'}, ["e.csv"], "can't read .*in UTF-8, with commas"),
         ({"e.csv": "path\ngone.jpg\n"}, ["e.csv"], "1 of the images.*e.csv, line 2: 'gone.jpg'"),
         ({"e.txt": "a\nmore/1.jpg\nmore"}, ["e.txt"], "2 of the.*line 1: 'a'; e.txt, line 3"),
         (

@@ -6,20 +6,25 @@ V1 has the folders `train` and `test`, V2, whose faces are masked, `mask_train_v
 `test`, person. The third part of the file name is the camera (1-15).
 
 Persons of both folders are counted from 0, though they are different people: here those of `test`
-are moved by `TEST_SHIFT`, so none is another's namesake and no query has the id of distractors.
+are moved by `TEST_SHIFT`, so no two people share an id and no query has the id of distractors.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from airnet_cli.core.data.manifest import SplitCounts, count_splits
-from airnet_cli.core.data.problems import count_differences, listed
-from airnet_cli.core.data.records import SPLITS, ImageRecord, Split
+from airnet_cli.core.data.readers.split_folders import (
+    count_differences,
+    only_copy,
+    visible_files,
+    with_folders,
+)
+from airnet_cli.core.data.records import ImageRecord, Split
 from airnet_cli.core.progress import Progress, silent
-from airnet_cli.errors import DataError
+from airnet_cli.errors import DataError, listed
 
 Lists = Literal["train+val", "train"]
 """Which lists train: both, as in the paper, or `list_train` alone, as in several toolkits."""
@@ -65,7 +70,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the lists say, held against the folders."""
+    """What the lists say, compared with the folders."""
 
     records: list[ImageRecord]
     """Images that are there; of the lists that were asked for."""
@@ -85,32 +90,25 @@ def split_rule(layout: Layout, lists: Lists) -> str:
 
 
 def find_layout(source: Path) -> Layout:
-    """Find the folder that holds the lists and the images: `source` or one inside it.
+    """Find the folder with the lists and the images: `source` or one inside it.
 
     Raises:
         DataError: there is none, or it is not clear which one is meant.
     """
     if not source.is_dir():
         raise DataError(f"{source} is not a folder; give the MSMT17_V1 or MSMT17_V2 folder")
-    if layout := _layout_of(source):
-        return layout
-    inside = sorted(path for path in source.iterdir() if path.is_dir())
-    found = [layout for path in inside if (layout := _layout_of(path))]
-    if len(found) > 1:
-        names = ", ".join(layout.root.name for layout in found)
-        raise DataError(f"{source} holds more than one copy of MSMT17 ({names}); give one of them")
-    if found:
-        return found[0]
-    if any(source.name in folders for folders in FOLDERS.values()):
+    versions = {folder: _version_of(folder) for folder in with_folders(source)}
+    with_images = [folder for folder, version in versions.items() if version]
+    found = [each for each in with_images if any((each / name).is_file() for name in LISTS)]
+    parts = [name for names in FOLDERS.values() for name in names]
+    root = only_copy(source, found, title="MSMT17", parts=parts)
+    if root is not None:
+        return Layout(root, versions[root] or "")
+    if with_images:
         raise DataError(
-            f"{source} is only a part of MSMT17; give the folder above it: {source.parent}"
+            f"{with_images[0]} has the images of MSMT17 but no list_train.txt and its siblings, "
+            "which say who is on them; put the lists of your download into it"
         )
-    for folder in [source, *inside]:
-        if _version_of(folder):
-            raise DataError(
-                f"{folder} has the images of MSMT17 but no list_train.txt and its siblings, "
-                "which say who is on them; put the lists of your download into it"
-            )
     raise DataError(
         f"{source} is not MSMT17: it has no lists (list_train.txt, ...) beside folders "
         f"{' and '.join(FOLDERS['V1'])}, or {' and '.join(FOLDERS['V2'])}; "
@@ -119,67 +117,48 @@ def find_layout(source: Path) -> Layout:
 
 
 def read(layout: Layout, *, lists: Lists, progress: Progress = silent) -> Reading:
-    """Read the lists and hold them against the images that are there.
+    """Read the lists and compare them with the images that exist.
 
-    An image that is not there is left out; where a list and a file name differ about the person,
-    the list is right. Both are problems.
+    A listed image that does not exist is left out; where a list and a file name differ about the
+    person, the list is right. Both are problems.
 
     Raises:
-        DataError: a list is missing, or has lines that say nothing; the first ten are shown.
+        DataError: a list is missing, or has lines that can't be used; the first ten are shown.
     """
-    folders = FOLDERS[layout.version]
-    there = {folder: _images_in(layout.root / folder) for folder in folders}
-    unlisted = {folder: set(paths) for folder, paths in there.items()}
+    root, folders = layout.root, FOLDERS[layout.version]
+    # Without list_val.txt its images are in no list, and the training counts mean nothing.
+    is_complete = lists == "train+val" or (root / VALIDATION).is_file()
+    existing = {folder: _images_in(root / folder) for folder in folders}
     records: list[ImageRecord] = []
+    unused: list[ImageRecord] = []
     problems: list[str] = []
-    everything: list[ImageRecord] = []
     earlier: dict[str, str] = {}
     for name, (part, split) in LISTS.items():
-        folder, shift = folders[part], part * TEST_SHIFT
-        if name == VALIDATION and lists == "train" and not (layout.root / name).is_file():
+        if name == VALIDATION and not is_complete:
             continue
-        lines = _lines(layout.root / name, folder=folder, earlier=earlier)
-        wrong = [line for line in lines if line.person_id != line.person_of_path]
-        missing = [line for line in lines if line.path not in there[folder]]
-        if wrong:
-            shown = [f"line {line.number}: {line.path} {line.person_id}" for line in wrong]
-            problems.append(
-                f"{name}: {len(wrong):,} persons are not those of the folder or file name "
-                f"({listed(shown)})"
-            )
-        if missing:
-            problems.append(
-                f"{name}: {len(missing):,} of {len(lines):,} images are not in {folder} "
-                f"({listed([line.path for line in missing])})"
-            )
-        unlisted[folder] -= {line.path for line in lines}
-        found = [
+        folder = folders[part]
+        lines = _read_list(root / name, folder, earlier)
+        found = [line for line in lines if line.path in existing[folder]]
+        problems += _problems(name, folder, lines, existing[folder])
+        (unused if name == VALIDATION and lists == "train" else records).extend(
             ImageRecord(
-                path=f"{folder}/{line.path}",
-                person_id=line.person_id + shift,
-                camera_id=line.camera_id,
-                split=split,
+                f"{folder}/{line.path}", line.person_id + part * TEST_SHIFT, line.camera_id, split
             )
-            for line in lines
-            if line.path in there[folder]
-        ]
-        everything += found
-        if not (name == VALIDATION and lists == "train"):
-            records += found
-        progress("reading lists", len(everything), None, "images")
-    for folder, paths in unlisted.items():
-        # Without list_val.txt its images are in no list, and that is what was asked for.
-        if paths and not (folder == folders[0] and not (layout.root / VALIDATION).is_file()):
+            for line in found
+        )
+        progress("reading lists", len(records), None, "images")
+    for folder in folders if is_complete else folders[1:]:
+        if unlisted := [path for path in existing[folder] if f"{folder}/{path}" not in earlier]:
             problems.append(
-                f"{folder}: {len(paths):,} images are in no list ({listed(sorted(paths))})"
+                f"{folder}: {len(unlisted):,} images are in no list ({listed(sorted(unlisted))})"
             )
-    compared = dict(PUBLISHED)
-    if not (layout.root / VALIDATION).is_file():
-        del compared["train"]
-    problems += _differences(everything, compared)
-    if lists == "train":
-        compared.pop("train", None)  # what is published is the sum of both lists
-    return Reading(records=records, problems=problems, published=compared)
+    counts = count_splits([*records, *unused])
+    for split, published in PUBLISHED.items():
+        if is_complete or split != "train":
+            problems += count_differences(split, counts[split], published)
+    # What is published is the sum of both lists.
+    shown = {split: PUBLISHED[split] for split in PUBLISHED if lists != "train" or split != "train"}
+    return Reading(records=records, problems=problems, published=shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,21 +167,22 @@ class _Line:
 
     number: int
     path: str
+    """Below the folder of training or test images."""
     person_id: int
-    person_of_path: int | None
-    """What folder and file name say; None where they differ."""
     camera_id: int
+    fits_path: bool
+    """Whether folder and file name say the same person."""
 
 
-def _lines(path: Path, *, folder: str, earlier: dict[str, str]) -> list[_Line]:
-    """Read a list; `earlier` has the places of the images of lists before, and takes these."""
-    if not path.is_file():  # or a pipe, which would wait for ever
+def _read_list(path: Path, folder: str, earlier: dict[str, str]) -> list[_Line]:
+    """Read a list; `earlier` says where each image was listed, and takes the images of this one."""
+    try:
+        texts = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
         raise DataError(
             f"{path} is missing: MSMT17 has {', '.join(LISTS)}; put the lists of your download "
             "beside the images"
-        )
-    try:
-        texts = path.read_text(encoding="utf-8-sig").splitlines()
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"can't read the list {path}: {error}; get it again") from error
     lines: list[_Line] = []
@@ -210,26 +190,14 @@ def _lines(path: Path, *, folder: str, earlier: dict[str, str]) -> list[_Line]:
     for number, text in enumerate(texts, start=1):
         if not text.strip():
             continue
-        image, _, person = text.strip().rpartition(" ")
-        image = image.strip()
-        match = _PATH.fullmatch(image)
+        line = _parse(number, text)
         place = f"{path.name}, line {number}"
-        if match is None or not re.fullmatch(r"[0-9]{1,4}", person):
+        if line is None:
             strange.append(f"line {number}: {text.strip()[:80]!r}")
-            continue
-        if (first := earlier.setdefault(f"{folder}/{image}", place)) is not place:
-            strange.append(f"line {number}: {image} is in {first} already")
-            continue
-        of_folder, of_name = int(match[1]), int(match[2])
-        lines.append(
-            _Line(
-                number=number,
-                path=image,
-                person_id=int(person),
-                person_of_path=of_folder if of_folder == of_name else None,
-                camera_id=int(match[3]),
-            )
-        )
+        elif (first := earlier.setdefault(f"{folder}/{line.path}", place)) is not place:
+            strange.append(f"line {number}: {line.path} is in {first} already")
+        else:
+            lines.append(line)
     if strange:
         raise DataError(
             f"{path} has {len(strange):,} lines that are not MSMT17's: "
@@ -240,26 +208,34 @@ def _lines(path: Path, *, folder: str, earlier: dict[str, str]) -> list[_Line]:
     return lines
 
 
-def _differences(records: list[ImageRecord], published: Mapping[Split, SplitCounts]) -> list[str]:
-    counts = count_splits(records)
-    return [
-        difference
-        for split in SPLITS
-        if split in published
-        for difference in count_differences(split, counts[split], published[split])
-    ]
-
-
-def _layout_of(folder: Path) -> Layout | None:
-    """Tell whether a folder holds lists and images."""
-    version = _version_of(folder)
-    if version is None or not any((folder / name).is_file() for name in LISTS):
+def _parse(number: int, text: str) -> _Line | None:
+    image, _, person = text.strip().rpartition(" ")
+    match = _PATH.fullmatch(image.strip())
+    if match is None or not re.fullmatch(r"[0-9]{1,4}", person):
         return None
-    return Layout(root=folder, version=version)
+    fits_path = int(match[1]) == int(match[2]) == int(person)
+    return _Line(number, image.strip(), int(person), int(match[3]), fits_path)
+
+
+def _problems(name: str, folder: str, lines: list[_Line], existing: set[str]) -> Iterator[str]:
+    wrong = [
+        f"line {line.number}: {line.path} {line.person_id}" for line in lines if not line.fits_path
+    ]
+    if wrong:
+        yield (
+            f"{name}: {len(wrong):,} persons are not those of the folder or file name "
+            f"({listed(wrong)})"
+        )
+    missing = [line.path for line in lines if line.path not in existing]
+    if missing:
+        yield (
+            f"{name}: {len(missing):,} of {len(lines):,} images are not in {folder} "
+            f"({listed(missing)})"
+        )
 
 
 def _version_of(folder: Path) -> str | None:
-    """Tell from the names of its folders which version's images a folder has."""
+    """Which version's images a folder has, by the names of its folders."""
     found = [
         version for version, names in FOLDERS.items() if any((folder / n).is_dir() for n in names)
     ]
@@ -272,13 +248,11 @@ def _version_of(folder: Path) -> str | None:
 
 
 def _images_in(folder: Path) -> set[str]:
-    """List the visible .jpg files of all persons' folders, as the lists name them."""
-    if not folder.is_dir():
-        return set()
+    """The visible .jpg files of all persons' folders, as the lists name them."""
+    persons = sorted(folder.iterdir()) if folder.is_dir() else []
     return {
-        f"{person.name}/{image.name}"
-        for person in folder.iterdir()
-        if person.is_dir() and not person.name.startswith(".")
-        for image in person.iterdir()
-        if image.suffix.lower() == ".jpg" and not image.name.startswith(".")
+        f"{person.name}/{name}"
+        for person in persons
+        if not person.name.startswith(".")
+        for name in visible_files(person, (".jpg",))
     }

@@ -1,4 +1,4 @@
-"""Splitting one's own images: nobody on both sides, every query with an answer, the same again."""
+"""Splits: nobody on both sides, every query with an answer, the same again with one seed."""
 
 from collections import defaultdict
 
@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airnet_cli.core.data.readers.folder import FoundImage
-from airnet_cli.core.data.splits import number, split_people
+from airnet_cli.core.data.records import ImageRecord, NamedImage
+from airnet_cli.core.data.splits import hold_out, number, split_identities, split_people
 from airnet_cli.errors import DataError
 
 
-def people(shots: dict[str, dict[str | None, int]]) -> list[FoundImage]:
+def people(shots: dict[str, dict[str | None, int]]) -> list[NamedImage]:
     """Images of people by cameras, so many each."""
     return [
-        FoundImage(f"{person}/{camera}_{index}.jpg", person, camera)
+        NamedImage(f"{person}/{camera}_{index}.jpg", person, camera)
         for person, by_camera in shots.items()
         for camera, count in by_camera.items()
         for index in range(count)
@@ -161,3 +161,130 @@ def test_what_can_not_be_split(shots, share: float, message: str) -> None:
     """Each is one line that says why and what to do."""
     with pytest.raises(DataError, match=message):
         split_people(people(shots), test_share=share, seed=1)
+
+
+PEOPLE = [person for person in range(10, 30) for _ in range(3)]
+
+
+def test_without_a_wish_everybody_is_trained_on():
+    """No draw: the classes are all identities, sorted, whatever the seed."""
+    for seed in (1, 2):
+        split = split_identities(reversed(PEOPLE), train_ids=0, val_ids=0, seed=seed)
+        assert (split.train, split.validation) == (tuple(range(10, 30)), ())
+
+
+@pytest.mark.parametrize(("train_ids", "val_ids"), [(5, 0), (0, 4), (5, 4), (16, 4)])
+def test_the_two_sets_are_as_large_as_asked_and_share_nobody(train_ids, val_ids):
+    """Sizes are met; nobody is in both; all are people of the data set."""
+    split = split_identities(PEOPLE, train_ids=train_ids, val_ids=val_ids, seed=3)
+    assert len(split.train) == (train_ids or 20 - val_ids)
+    assert len(split.validation) == val_ids
+    assert len({*split.train, *split.validation}) == len(split.train) + val_ids
+    assert {*split.train, *split.validation} <= set(PEOPLE)
+    assert list(split.train) == sorted(split.train)
+
+
+def test_the_seed_decides_who():
+    """The same seed draws the same people from any order of images; another draws others."""
+
+    def drawn(seed: int, people: list[int]) -> tuple[int, ...]:
+        return split_identities(people, train_ids=8, val_ids=4, seed=seed).train
+
+    assert drawn(1, PEOPLE) == drawn(1, PEOPLE[::-1])
+    assert len({drawn(seed, PEOPLE) for seed in range(5)}) == 5
+
+
+def test_fewer_identities_are_a_part_of_more():
+    """Learning curves over the number of identities grow the same set."""
+    few, many = (split_identities(PEOPLE, train_ids=count, val_ids=4, seed=1) for count in (6, 12))
+    assert set(few.train) < set(many.train)
+    assert few.validation == many.validation
+
+
+@pytest.mark.parametrize(("train_ids", "val_ids"), [(21, 0), (17, 4), (0, 21)])
+def test_more_than_there_are_is_refused(train_ids, val_ids):
+    """The line says how many there are and which settings ask for too many."""
+    with pytest.raises(DataError, match=r"there are 20 training identities; training\.val_ids"):
+        split_identities(PEOPLE, train_ids=train_ids, val_ids=val_ids, seed=1)
+
+
+def records_of(shots: dict[int, dict[int, int]]) -> list[ImageRecord]:
+    """So many training images of people by cameras."""
+    return [
+        ImageRecord(f"{person}_c{camera}_{index}.jpg", person, camera, "train")
+        for person, by_camera in shots.items()
+        for camera, count in by_camera.items()
+        for index in range(count)
+    ]
+
+
+TRAINING_SHOTS = st.dictionaries(
+    st.integers(0, 30),
+    st.dictionaries(st.integers(0, 3), st.integers(1, 3), min_size=1),
+    min_size=3,
+)
+
+
+@settings(deadline=None)
+@given(shots=TRAINING_SHOTS, seed=st.integers(0, 3))
+def test_every_held_out_query_has_an_answer(shots, seed):
+    """By another camera where there are two, else another image; each held-out image is there once,
+    and nobody is a distractor.
+    """
+    person_ids = sorted(shots)[:-1]
+    records = records_of(shots)
+    try:
+        held_out = hold_out(records, person_ids=person_ids, seed=seed)
+    except DataError:
+        return
+    expected = [r.path for r in records if r.person_id in person_ids]
+    assert sorted(r.path for r in held_out.records) == sorted(expected)
+    gallery, queries = defaultdict(list), []
+    for record in held_out.records:
+        assert person_ids[record.person_id - 1] == int(record.path.split("_")[0])
+        if record.split == "query":
+            queries.append((record.person_id, record.camera_id))
+        else:
+            assert record.split == "gallery"
+            gallery[record.person_id].append(record.camera_id)
+    assert queries
+    assert len(set(queries)) == len(queries)
+    assert held_out.camera_filter == (len({r.camera_id for r in records}) > 1)
+    for person_id, camera_id in queries:
+        cameras = gallery[person_id]
+        assert any(c != camera_id for c in cameras) if held_out.camera_filter else cameras
+
+
+def test_one_held_out_query_of_each_camera():
+    """Where each camera has two images, all of them ask."""
+    shots = {person: {1: 2, 2: 2, 3: 2} for person in range(1, 5)}
+    records = hold_out(records_of(shots), person_ids=[1, 3], seed=0).records
+    asked = sorted((r.person_id, r.camera_id) for r in records if r.split == "query")
+    assert asked == [(person, camera) for person in (1, 2) for camera in (1, 2, 3)]
+
+
+def test_the_seed_decides_and_nothing_else():
+    """Neither the order of images nor who else is held out; another seed asks with others."""
+    images = records_of({person: {1: 5, 2: 5} for person in range(1, 9)})
+
+    def queries(seed, people=(2, 5), given=images):
+        held_out = hold_out(given, person_ids=people, seed=seed)
+        return {r.path for r in held_out.records if r.split == "query"}
+
+    assert queries(1) == queries(1, given=images[::-1])
+    assert queries(1) < queries(1, people=(2, 3, 5))
+    assert len({frozenset(queries(seed)) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("shots", "message"),
+    [
+        ({1: {1: 4}, 2: {2: 4}}, "none of the 2 .* was seen by a second camera.*val_ids"),
+        ({1: {1: 1}, 2: {1: 1}}, "none of the 2 .* has a second image"),
+    ],
+    ids=["one camera each", "one image each"],
+)
+def test_nobody_to_search_for(shots, message):
+    """One line that says why and which setting to change."""
+    with pytest.raises(DataError, match=message):
+        hold_out(records_of(shots), person_ids=[1, 2], seed=0)
