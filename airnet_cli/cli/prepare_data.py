@@ -43,15 +43,6 @@ WorkersOption = Annotated[
         show_default="one for each processor",
     ),
 ]
-ProtocolOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--protocol",
-        help="For cuhk-03.mat: the new protocol's .mat file, or its folder.",
-        show_default="beside cuhk-03.mat",
-    ),
-]
-CUHK03_SOURCE = "The new protocol's image folders, or cuhk-03.mat, or a folder or zip with either."
 NameOption = Annotated[
     str | None,
     typer.Option("--name", help="Call the data set so.", show_default="the name of what is given"),
@@ -86,52 +77,46 @@ def market1501(
     _show(prepared, json=json)
 
 
-def cuhk03_labeled(
-    source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help=CUHK03_SOURCE, show_default=False)
-    ],
-    protocol: ProtocolOption = None,
-    data_root: DataRootOption = DEFAULT_DATA_ROOT,
-    allow_partial: AllowPartialOption = False,
-    no_verify: NoVerifyOption = False,
-    workers: WorkersOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Prepare CUHK03 (new protocol) with labeled boxes.
+def _cuhk03(boxes: Literal["labeled", "detected"], example: str) -> Callable[..., None]:
+    """The command for one of the two cuts of CUHK03."""
+
+    def cuhk03(
+        source: Annotated[
+            Path,
+            typer.Argument(
+                metavar="SOURCE",
+                help="The new protocol's image folders, or cuhk-03.mat, or a folder or zip with "
+                "either.",
+                show_default=False,
+            ),
+        ],
+        protocol: Annotated[
+            Path | None,
+            typer.Option(
+                "--protocol",
+                help="For cuhk-03.mat: the new protocol's .mat file, or its folder.",
+                show_default="next to cuhk-03.mat",
+            ),
+        ] = None,
+        data_root: DataRootOption = DEFAULT_DATA_ROOT,
+        allow_partial: AllowPartialOption = False,
+        no_verify: NoVerifyOption = False,
+        workers: WorkersOption = None,
+        json: JsonOption = False,
+    ) -> None:
+        from airnet_cli.workflows.prepare_data import prepare_cuhk03
+
+        with _options(data_root, allow_partial, no_verify, workers) as options:
+            prepared = prepare_cuhk03(source, options, boxes=boxes, protocol=protocol)
+        _show(prepared, json=json)
+
+    cuhk03.__doc__ = f"""Prepare CUHK03 (new protocol) with {boxes} boxes.
 
     Reading cuhk-03.mat needs pip install 'airnet[cuhk03]'; image folders need nothing.
 
-    Example: airnet prepare-data cuhk03-labeled cuhk03-np/
+    Example: airnet prepare-data cuhk03-{boxes} {example}
     """
-    from airnet_cli.workflows.prepare_data import prepare_cuhk03
-
-    with _options(data_root, allow_partial, no_verify, workers) as options:
-        prepared = prepare_cuhk03(source, options, boxes="labeled", protocol=protocol)
-    _show(prepared, json=json)
-
-
-def cuhk03_detected(
-    source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help=CUHK03_SOURCE, show_default=False)
-    ],
-    protocol: ProtocolOption = None,
-    data_root: DataRootOption = DEFAULT_DATA_ROOT,
-    allow_partial: AllowPartialOption = False,
-    no_verify: NoVerifyOption = False,
-    workers: WorkersOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Prepare CUHK03 (new protocol) with detected boxes.
-
-    Reading cuhk-03.mat needs pip install 'airnet[cuhk03]'; image folders need nothing.
-
-    Example: airnet prepare-data cuhk03-detected cuhk03_release/cuhk-03.mat --protocol configs/
-    """
-    from airnet_cli.workflows.prepare_data import prepare_cuhk03
-
-    with _options(data_root, allow_partial, no_verify, workers) as options:
-        prepared = prepare_cuhk03(source, options, boxes="detected", protocol=protocol)
-    _show(prepared, json=json)
+    return cuhk03
 
 
 def msmt17(
@@ -283,8 +268,8 @@ NAME = "prepare-data"
 HELP = "Prepare a data set: labels read, every image checked."
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "market1501": market1501,
-    "cuhk03-labeled": cuhk03_labeled,
-    "cuhk03-detected": cuhk03_detected,
+    "cuhk03-labeled": _cuhk03("labeled", "cuhk03-np/"),
+    "cuhk03-detected": _cuhk03("detected", "cuhk03_release/cuhk-03.mat --protocol configs/"),
     "msmt17": msmt17,
     "folder": folder,
     "csv": csv,

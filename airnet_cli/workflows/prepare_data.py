@@ -51,7 +51,7 @@ def prepare_msmt17(
     """Prepare MSMT17, V1 or V2, from its official folder or a zip of it as data set `msmt17`.
 
     Args:
-        source: folder or zip; see `msmt17.find_layout`.
+        source: folder or zip; with the lists next to the folders of images.
         options: shared by all kinds.
         lists: which lists train: `train+val` as in the paper, or `train` alone.
 
@@ -60,10 +60,10 @@ def prepare_msmt17(
     """
 
     def read(above: Path) -> Labels:
-        layout = msmt17.find_layout(above)
-        found = msmt17.read(layout, lists=lists, progress=options.progress)
-        rule = msmt17.split_rule(layout, lists)
-        labels = Labels(layout.root, found.records, rule, found.problems, published=found.published)
+        found = msmt17.read(above, lists=lists, progress=options.progress)
+        labels = Labels(
+            found.root, found.records, found.split_rule, found.problems, published=found.published
+        )
         return _complete("MSMT17", labels, options)
 
     return _prepare_folder_or_zip("msmt17", source, read, options, keep=_is_of_msmt17)

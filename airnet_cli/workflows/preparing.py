@@ -8,6 +8,7 @@ written last.
 
 import contextlib
 import os
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -225,14 +226,8 @@ def name_of(source: Path) -> str:
 
 
 def is_zip(source: Path) -> bool:
-    """Whether a file is a zip, by its name or first bytes."""
-    if source.suffix.lower() == ".zip":
-        return True
-    try:
-        with source.open("rb") as file:
-            return file.read(4) == b"PK\x03\x04"
-    except OSError:
-        return False
+    """Whether a file is a zip, by its name or content."""
+    return source.suffix.lower() == ".zip" or zipfile.is_zipfile(source)
 
 
 def _unusual(written: Manifest) -> list[str]:

@@ -1,7 +1,6 @@
 """`airnet prepare-data`: tables and JSON on stdout, notes on stderr, one line per error."""
 
 import json
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -115,19 +114,6 @@ def test_data_root_from_the_environment(shop: Path, tmp_path: Path, monkeypatch)
     assert (tmp_path / "elsewhere" / "shop" / "manifest.jsonl").is_file()
 
 
-def test_images_from_a_zip(shop: Path, tmp_path: Path) -> None:
-    """--images takes an archive, --workers a number of processes."""
-    with zipfile.ZipFile(tmp_path / "crops.zip", "w") as archive:
-        for number in range(1, 6):
-            archive.write(tmp_path / f"{number}.png", f"{number}.png")
-    result = airnet(
-        "csv", shop, "--images", tmp_path / "crops.zip", "--data-root", tmp_path / "data",
-        "--workers", "0",
-    )  # fmt: skip
-    assert result.exit_code == 0
-    assert (tmp_path / "data" / "shop" / "images" / "5.png").is_file()
-
-
 def test_folder(tmp_path: Path) -> None:
     """The split that is asked for, with a note about what was numbered."""
     for person in ("eve", "adam"):
@@ -195,10 +181,7 @@ def test_msmt17(tmp_path: Path, lists: str) -> None:
         (("msmt17", "x", "--lists", "val"), 2, "Invalid value"),
         (("folder", "x", "--test-share", "1.5"), 2, "Invalid value"),
         (("folder", "x", "--pattern", "x"), 1, "error: --pattern 'x' has no {person_id}"),
-        (("cuhk03-labeled", "nix"), 1, "error: nix does not exist"),
-        (("csv", "nix.csv"), 1, "error: nix.csv does not exist"),
         (("market1501", "nix"), 1, "error: nix does not exist"),
-        (("csv",), 2, "Missing argument"),
         (("demo", "--seed", "-1"), 2, "Invalid value"),
         (("market1501", "x", "--workers", "-1"), 2, "Invalid value"),
     ],

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -43,6 +44,10 @@ b/1.png,2,1,query
 b/2.png,2,2,gallery
 """
 IMAGES = ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
+
+
+def options(tmp_path: Path, **changes: Any) -> PrepareOptions:
+    return PrepareOptions(data_root=tmp_path / "data", workers=0, **changes)
 
 
 def draw(path: Path) -> None:
@@ -84,7 +89,7 @@ def test_market1501_folder(market: Path, tmp_path: Path, above: bool) -> None:
     """A folder stays where it is, and the manifest points to it."""
     prepared = prepare_market1501(
         market.parent if above else market,
-        options=PrepareOptions(data_root=tmp_path / "data", workers=0),
+        options(tmp_path),
     )
     assert prepared.counts == prepared.published == COUNTS
     assert prepared.root == market
@@ -100,9 +105,7 @@ def test_market1501_zip(market: Path, tmp_path: Path) -> None:
     """A zip is unpacked under the data root, without the boxes that nobody needs; twice is fine."""
     archive = pack(market.parent, tmp_path / "Market-1501-v15.09.15.zip")
     for _ in range(2):
-        prepared = prepare_market1501(
-            archive, options=PrepareOptions(data_root=tmp_path / "data", workers=0)
-        )
+        prepared = prepare_market1501(archive, options(tmp_path))
         assert prepared.counts == COUNTS
         manifest = load_prepared(tmp_path / "data", "market1501")
         assert manifest.root == tmp_path / "data/market1501/images/Market-1501-v15.09.15"
@@ -117,14 +120,12 @@ def test_market1501_zip(market: Path, tmp_path: Path) -> None:
 def test_market1501_partial(market: Path, tmp_path: Path) -> None:
     """A partial copy is an error that names what is missing, and with the option notes that do."""
     with pytest.raises(DataError) as caught:
-        prepare_market1501(market, options=PrepareOptions(data_root=tmp_path / "data", workers=0))
+        prepare_market1501(market, options(tmp_path))
     assert f"{market} is not the full Market-1501: " in str(caught.value)
     assert "query: 1 of 3,368 images (3,367 missing)" in str(caught.value)
     assert "--allow-partial" in str(caught.value)
     assert not (tmp_path / "data").exists()
-    prepared = prepare_market1501(
-        market, options=PrepareOptions(data_root=tmp_path / "data", allow_partial=True, workers=0)
-    )
+    prepared = prepare_market1501(market, options(tmp_path, allow_partial=True))
     assert prepared.counts == COUNTS
     assert prepared.published == market1501.RECIPE.published
     assert "query: 1 of 3,368 images (3,367 missing)" in prepared.notes
@@ -208,9 +209,7 @@ def zip_of_both(tmp_path: Path) -> dict[str, Path]:
 )
 def test_csv(tmp_path: Path, lay_out: Callable[[Path], dict[str, Path]]) -> None:
     """Table and images may lie in any of five ways, with the same result."""
-    prepared = prepare_csv(
-        **lay_out(tmp_path), options=PrepareOptions(data_root=tmp_path / "data", workers=0)
-    )
+    prepared = prepare_csv(options=options(tmp_path), **lay_out(tmp_path))
     assert prepared.name == "shop"
     assert prepared.published is None
     assert prepared.notes == ()
@@ -230,10 +229,8 @@ def test_csv_missing_images(tmp_path: Path) -> None:
     source = table_beside_images(tmp_path)["source"]
     (source.parent / "a/2.png").unlink()
     with pytest.raises(DataError, match=r"1 of 4 images of shop\.csv are not under .*line 3: a/2"):
-        prepare_csv(source, options=PrepareOptions(data_root=tmp_path / "data", workers=0))
-    prepared = prepare_csv(
-        source, options=PrepareOptions(data_root=tmp_path / "data", allow_partial=True, workers=0)
-    )
+        prepare_csv(source, options(tmp_path))
+    prepared = prepare_csv(source, options(tmp_path, allow_partial=True))
     assert prepared.counts["train"].images == 1
     assert prepared.notes[0].startswith("left out: 1 of 4 images of shop.csv")
 
@@ -241,20 +238,11 @@ def test_csv_missing_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "note"),
     [
-        pytest.param(
-            "c/1.png,1,2,query\nc/2.png,1,1,gallery",
-            "1 identities of train are also in query (1): ",
-            id="person-of-train-in-query",
-        ),
-        pytest.param(
-            "c/1.png,5,2,query",
-            "1 of 2 queries have no gallery image of their identity",
-            id="query-without-answer",
-        ),
-        pytest.param(
+        ("c/1.png,1,2,query\nc/2.png,1,1,gallery", "1 identities of train are also in query (1): "),
+        ("c/1.png,5,2,query", "1 of 2 queries have no gallery image of their identity"),
+        (
             "c/1.png,5,2,query\nc/2.png,5,2,gallery",
             "1 of 2 queries have gallery images from their own camera only",
-            id="one-camera",
         ),
     ],
 )
@@ -263,9 +251,7 @@ def test_csv_notes(tmp_path: Path, rows: str, note: str) -> None:
     source = table_beside_images(tmp_path)["source"]
     lay(source.parent, ["c/1.png", "c/2.png"])
     source.write_text(ROWS + rows + "\n")
-    notes = prepare_csv(
-        source, options=PrepareOptions(data_root=tmp_path / "data", workers=0)
-    ).notes
+    notes = prepare_csv(source, options(tmp_path)).notes
     assert any(line.startswith(note) for line in notes)
 
 
@@ -274,20 +260,10 @@ def test_csv_person_zero_is_no_overlap(tmp_path: Path) -> None:
     source = table_beside_images(tmp_path)["source"]
     lay(source.parent, ["c/1.png", "c/2.png"])
     source.write_text(ROWS + "c/1.png,0,1,train\nc/2.png,0,1,gallery\n")
-    prepared = prepare_csv(source, options=PrepareOptions(data_root=tmp_path / "data", workers=0))
+    prepared = prepare_csv(source, options(tmp_path))
     assert prepared.notes == ()
     assert prepared.counts["train"].ids == 2
     assert prepared.counts["gallery"] == SplitCounts(images=2, ids=1, cameras=2, distractors=1)
-
-
-def test_csv_without_a_split(tmp_path: Path) -> None:
-    """A set to train on only is fine, and says so."""
-    source = table_beside_images(tmp_path)["source"]
-    source.write_text("\n".join(ROWS.splitlines()[:3]))
-    notes = prepare_csv(
-        source, options=PrepareOptions(data_root=tmp_path / "data", workers=0)
-    ).notes
-    assert notes == ("query: no images", "gallery: no images")
 
 
 def no_table(tmp_path: Path) -> dict[str, Path]:
@@ -304,48 +280,25 @@ def two_tables(tmp_path: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
-        pytest.param(
-            no_table, DataError, r"must hold exactly one \.csv table, and holds none", id="no-table"
-        ),
-        pytest.param(
-            two_tables, DataError, r"holds 2: one/shop\.csv, two/shop\.csv", id="two-tables"
-        ),
-        pytest.param(
-            lambda tmp_path: {"source": tmp_path / "nix.csv"},
-            DataError,
-            "does not exist",
-            id="none",
-        ),
-        pytest.param(
-            lambda tmp_path: {"source": own_table(tmp_path), "images": tmp_path / "nix"},
+        (no_table, DataError, r"must hold exactly one \.csv table, and holds none"),
+        (two_tables, DataError, r"holds 2: one/shop\.csv, two/shop\.csv"),
+        (lambda path: {"source": path / "nix.csv"}, DataError, "does not exist"),
+        (
+            lambda path: {"source": own_table(path), "images": path / "nix"},
             DataError,
             "nix does not exist",
-            id="no-images",
         ),
-        pytest.param(
-            lambda tmp_path: {"source": own_table(tmp_path), "images": own_table(tmp_path)},
-            DataError,
-            r"shop\.csv is not a zip archive",
-            id="images-no-zip",
-        ),
-        pytest.param(lambda tmp_path: {"source": tmp_path}, DataError, "is a folder", id="folder"),
-        pytest.param(
-            lambda tmp_path: zip_of_both(tmp_path) | {"images": tmp_path},
-            UsageError,
-            "leave --images out",
-            id="zip-and-images",
-        ),
-        pytest.param(
-            lambda tmp_path: {"source": own_table(tmp_path).rename(tmp_path / "my shop.csv")},
+        (lambda path: {"source": path}, DataError, "is a folder"),
+        (lambda path: zip_of_both(path) | {"images": path}, UsageError, "leave --images out"),
+        (
+            lambda path: {"source": own_table(path).rename(path / "my shop.csv")},
             DataError,
             "'my shop' can't be the name of a data set; .* choose one with --name",
-            id="name",
         ),
-        pytest.param(
-            lambda tmp_path: {"source": own_table(tmp_path)},
+        (
+            lambda path: {"source": own_table(path)},
             DataError,
             "4 of 4 images of .* give their folder or zip with --images",
-            id="images-elsewhere",
         ),
     ],
 )

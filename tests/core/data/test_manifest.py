@@ -8,7 +8,6 @@ import pytest
 
 from airnet_cli.core.data.manifest import (
     SplitCounts,
-    count_splits,
     load_prepared,
     manifest_path,
     read_manifest,
@@ -52,6 +51,12 @@ def test_round_trip(tmp_path: Path) -> None:
     ]
     assert set(manifest.records) == set(RECORDS)
     assert manifest.split("query") == (RECORDS[3],)
+    # Zero is a person in train and nobody in the gallery; junk is nobody.
+    assert manifest.counts == {
+        "train": SplitCounts(images=3, ids=2, cameras=2),
+        "query": SplitCounts(images=1, ids=1, cameras=1),
+        "gallery": SplitCounts(images=3, ids=1, cameras=2, distractors=1, junk=1),
+    }
     assert load_prepared(tmp_path / "data", "few") == manifest
 
 
@@ -68,15 +73,6 @@ def test_names_of_ids_that_were_made_up(tmp_path: Path) -> None:
     plain = write(tmp_path, tmp_path / "images").read_text()
     assert "_names" not in plain
     assert read_manifest(path).person_names == {}
-
-
-def test_counts() -> None:
-    """Zero is a person in train and nobody in the gallery; junk is nobody."""
-    assert count_splits(RECORDS) == {
-        "train": SplitCounts(images=3, ids=2, cameras=2),
-        "query": SplitCounts(images=1, ids=1, cameras=1),
-        "gallery": SplitCounts(images=3, ids=1, cameras=2, distractors=1, junk=1),
-    }
 
 
 def test_same_images_same_bytes(tmp_path: Path) -> None:
@@ -175,12 +171,8 @@ def test_reads_manifests_with_hashes(tmp_path: Path) -> None:
     [
         ("other", r"no data set 'other' under .* \(prepared there: few\); run: .* csv TABLE"),
         ("market1501", r"run: airnet prepare-data market1501 SOURCE --data-root"),
-        ("cuhk03-labeled", r"run: airnet prepare-data cuhk03-labeled SOURCE --data-root"),
-        ("cuhk03-detected", r"run: airnet prepare-data cuhk03-detected SOURCE --data-root"),
-        ("msmt17", r"run: airnet prepare-data msmt17 SOURCE --data-root"),
         ("demo", r"run: airnet prepare-data demo --data-root"),
         ("../few", r"can't be the name of a data set"),
-        ("", r"can't be the name of a data set"),
         ("x" * 300, r"'x+\.\.\.' can't be the name of a data set"),
     ],
 )
@@ -189,12 +181,6 @@ def test_not_prepared(tmp_path: Path, name: str, message: str) -> None:
     write(tmp_path, tmp_path / "images")
     with pytest.raises(DataError, match=message):
         load_prepared(tmp_path, name)
-
-
-def test_nothing_prepared(tmp_path: Path) -> None:
-    """A data root that does not exist is one in which nothing is prepared."""
-    with pytest.raises(DataError, match="nothing is prepared there"):
-        load_prepared(tmp_path / "none", "demo")
 
 
 def test_images_gone(tmp_path: Path) -> None:

@@ -131,21 +131,6 @@ def test_columns_of_several_inputs_are_joined(tree: Path) -> None:
             "e.csv, line 3: .* is in e.csv, line 2 already; list it once",
         ),
     ],
-    ids=[
-        "missing",
-        "empty folder",
-        "empty list",
-        "empty table",
-        "no header",
-        "no path",
-        "column twice",
-        "short row",
-        "no path in a row",
-        "open quote",
-        "missing image",
-        "missing images",
-        "image twice",
-    ],
 )
 def test_what_is_wrong_with_an_input(
     tree: Path, files: dict[str, str], inputs: list[str], message: str

@@ -57,27 +57,6 @@ def test_names_the_bad(folder: Path, monkeypatch, workers: int) -> None:
     assert reports[-1] == (9, 9)
 
 
-def test_good_and_none(folder: Path) -> None:
-    """Good images, and no images at all, have nothing bad."""
-    assert verify_images(folder, GOOD, workers=2) == ()
-    assert verify_images(folder, [], workers=2) == ()
-    raise_for_bad(folder, ())
-
-
-def test_a_bad_image_is_tried_once(folder: Path, monkeypatch) -> None:
-    """Field notes, defect 7: no trying again forever."""
-    opened: list[Path] = []
-    open_image = Image.open
-
-    def counting(path: Path, **options: object) -> Image.Image:
-        opened.append(path)
-        return open_image(path, **options)
-
-    monkeypatch.setattr(Image, "open", counting)
-    verify_images(folder, ["cut.jpg", "page.jpg", "cut.jpg"], workers=0)
-    assert opened == [folder / "cut.jpg", folder / "page.jpg"]
-
-
 def test_error_lists_ten(tmp_path: Path) -> None:
     """Ten with their reasons, the others counted, in one line."""
     bad = [BadImage(f"{index:02}.jpg", "empty file") for index in range(12)]

@@ -59,19 +59,13 @@ _PATH = re.compile(r"([0-9]{4})/([0-9]{4})_[0-9]{3}_(0[1-9]|1[0-5])_[^/]+\.jpg")
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Where the parts of the data set lie."""
-
-    root: Path
-    """Folder of the lists."""
-    version: str
-    """V1 or V2."""
-
-
-@dataclass(frozen=True, slots=True)
 class Reading:
     """What the lists say, compared with the folders."""
 
+    root: Path
+    """Folder of the lists, above the folders of images."""
+    split_rule: str
+    """Where the split comes from, in one line."""
     records: list[ImageRecord]
     """Images that are there; of the lists that were asked for."""
     problems: list[str]
@@ -80,52 +74,18 @@ class Reading:
     """Published counts of the lists that were asked for: none for `list_train` alone."""
 
 
-def split_rule(layout: Layout, lists: Lists) -> str:
-    """Say in one line where the split comes from; scores keep it."""
-    train = "list_train + list_val" if lists == "train+val" else "list_train alone"
-    return (
-        f"MSMT17 {layout.version} official: {train}, list_query, list_gallery; "
-        f"test ids + {TEST_SHIFT}"
-    )
-
-
-def find_layout(source: Path) -> Layout:
-    """Find the folder with the lists and the images: `source` or one inside it.
-
-    Raises:
-        DataError: there is none, or it is not clear which one is meant.
-    """
-    if not source.is_dir():
-        raise DataError(f"{source} is not a folder; give the MSMT17_V1 or MSMT17_V2 folder")
-    versions = {folder: _version_of(folder) for folder in with_folders(source)}
-    with_images = [folder for folder, version in versions.items() if version]
-    found = [each for each in with_images if any((each / name).is_file() for name in LISTS)]
-    parts = [name for names in FOLDERS.values() for name in names]
-    root = only_copy(source, found, title="MSMT17", parts=parts)
-    if root is not None:
-        return Layout(root, versions[root] or "")
-    if with_images:
-        raise DataError(
-            f"{with_images[0]} has the images of MSMT17 but no list_train.txt and its siblings, "
-            "which say who is on them; put the lists of your download into it"
-        )
-    raise DataError(
-        f"{source} is not MSMT17: it has no lists (list_train.txt, ...) beside folders "
-        f"{' and '.join(FOLDERS['V1'])}, or {' and '.join(FOLDERS['V2'])}; "
-        "give the MSMT17_V1 or MSMT17_V2 folder"
-    )
-
-
-def read(layout: Layout, *, lists: Lists, progress: Progress = silent) -> Reading:
-    """Read the lists and compare them with the images that exist.
+def read(source: Path, *, lists: Lists, progress: Progress = silent) -> Reading:
+    """Read the lists in `source`, or one folder inside it, and compare them with the images.
 
     A listed image that does not exist is left out; where a list and a file name differ about the
     person, the list is right. Both are problems.
 
     Raises:
-        DataError: a list is missing, or has lines that can't be used; the first ten are shown.
+        DataError: `source` is not MSMT17; a list is missing, or has lines that can't be used (the
+            first ten are shown).
     """
-    root, folders = layout.root, FOLDERS[layout.version]
+    root, version = _find(source)
+    folders = FOLDERS[version]
     # Without list_val.txt its images are in no list, and the training counts mean nothing.
     is_complete = lists == "train+val" or (root / VALIDATION).is_file()
     existing = {folder: _images_in(root / folder) for folder in folders}
@@ -158,7 +118,32 @@ def read(layout: Layout, *, lists: Lists, progress: Progress = silent) -> Readin
             problems += count_differences(split, counts[split], published)
     # What is published is the sum of both lists.
     shown = {split: PUBLISHED[split] for split in PUBLISHED if lists != "train" or split != "train"}
-    return Reading(records=records, problems=problems, published=shown)
+    train = "list_train + list_val" if lists == "train+val" else "list_train alone"
+    rule = f"MSMT17 {version} official: {train}, list_query, list_gallery; test ids + {TEST_SHIFT}"
+    return Reading(root, rule, records, problems, published=shown)
+
+
+def _find(source: Path) -> tuple[Path, str]:
+    """Find the folder with the lists and the images, and which version it is."""
+    if not source.is_dir():
+        raise DataError(f"{source} is not a folder; give the MSMT17_V1 or MSMT17_V2 folder")
+    versions = {folder: _version_of(folder) for folder in with_folders(source)}
+    with_images = [folder for folder, version in versions.items() if version]
+    found = [each for each in with_images if any((each / name).is_file() for name in LISTS)]
+    parts = [name for names in FOLDERS.values() for name in names]
+    root = only_copy(source, found, title="MSMT17", parts=parts)
+    if root is not None:
+        return root, versions[root] or ""
+    if with_images:
+        raise DataError(
+            f"{with_images[0]} has the images of MSMT17 but no list_train.txt and its siblings, "
+            "which say who is on them; put the lists of your download into it"
+        )
+    raise DataError(
+        f"{source} is not MSMT17: it has no lists (list_train.txt, ...) beside folders "
+        f"{' and '.join(FOLDERS['V1'])}, or {' and '.join(FOLDERS['V2'])}; "
+        "give the MSMT17_V1 or MSMT17_V2 folder"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,14 +46,6 @@ def test_the_published_protocol(real_protocol, boxes: cuhk03.Boxes) -> None:
     assert len({(cell.pair, cell.person, cell.image) for cell in cells}) == len(records)
 
 
-def test_each_published_query_has_an_answer(real_protocol) -> None:
-    """By the other camera of its pair, in the gallery."""
-    records = [cell.record for cell in real_protocol("labeled")]
-    gallery = {(r.person_id, r.camera_id) for r in records if r.split == "gallery"}
-    queries = [r for r in records if r.split == "query"]
-    assert all((query.person_id, 3 - query.camera_id) in gallery for query in queries)
-
-
 def test_reads_protocol(miniature_cuhk03) -> None:
     """Names, persons, cameras and splits of the miniature, and the cells that they mean."""
     cells = cuhk03_mat.read_protocol(miniature_cuhk03.protocol)
@@ -209,16 +201,6 @@ def test_finds_both_files(miniature_cuhk03, tmp_path: Path) -> None:
     for given in (None, folder, miniature_cuhk03.protocol):
         found = cuhk03_mat.find_protocol("labeled", given=given, places=[tmp_path, folder])
         assert found == miniature_cuhk03.protocol
-
-
-def test_two_files_of_images(miniature_cuhk03, tmp_path: Path) -> None:
-    """Which of two is meant is not guessed."""
-    (tmp_path / "copy").mkdir()
-    (tmp_path / "copy" / "cuhk-03.mat").touch()
-    with pytest.raises(
-        DataError, match=r"more than one copy of cuhk-03\.mat \(copy/cuhk-03\.mat, cuhk03/"
-    ):
-        cuhk03_mat.find_images(tmp_path)
 
 
 @pytest.mark.parametrize(

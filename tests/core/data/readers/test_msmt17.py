@@ -48,7 +48,7 @@ def lay(root: Path, version: str = "V1") -> Path:
 
 
 def read(root: Path, lists: msmt17.Lists = "train+val") -> msmt17.Reading:
-    return msmt17.read(msmt17.find_layout(root), lists=lists)
+    return msmt17.read(root, lists=lists)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,10 @@ def read(root: Path, lists: msmt17.Lists = "train+val") -> msmt17.Reading:
 )
 def test_reads_lists(tmp_path: Path, version: str, train: str, test: str) -> None:
     """Path, person, camera and split of each image; both versions."""
-    found = read(lay(tmp_path, version))
+    root = lay(tmp_path / f"MSMT17_{version}", version)
+    found = read(tmp_path)
+    assert found == read(root)
+    assert found.root == root
     assert found.problems == []
     assert found.published == COUNTS
     assert found.records == [
@@ -70,23 +73,13 @@ def test_reads_lists(tmp_path: Path, version: str, train: str, test: str) -> Non
     ]
 
 
-def test_test_people_are_nobodys_namesakes(tmp_path: Path) -> None:
-    """Field notes, defect 13: no id on both sides; no query is called like distractors or junk."""
-    records = read(lay(tmp_path)).records
-    train = {record.person_id for record in records if record.split == "train"}
-    test = {record.person_id for record in records if record.split != "train"}
-    assert train == {0, 1}
-    assert not train & test
-    assert min(test) > 9_999
-
-
 def test_list_train_alone(tmp_path: Path) -> None:
     """The images of list_val are checked but not used, and no published count of train holds."""
     found = read(lay(tmp_path), "train")
     assert [r.person_id for r in found.records if r.split == "train"] == [0, 1]
     assert found.problems == []
     assert set(found.published) == {"query", "gallery"}
-    assert msmt17.split_rule(msmt17.find_layout(tmp_path), "train") == (
+    assert found.split_rule == (
         "MSMT17 V1 official: list_train alone, list_query, list_gallery; test ids + 10000"
     )
 
@@ -97,14 +90,6 @@ def test_list_train_alone_without_list_val(tmp_path: Path) -> None:
     assert read(tmp_path, "train").problems == []
     with pytest.raises(DataError, match=r"list_val\.txt is missing: MSMT17 has list_train"):
         read(tmp_path)
-
-
-@pytest.mark.parametrize("above", [False, True], ids=["itself", "above"])
-@pytest.mark.parametrize("version", msmt17.FOLDERS)
-def test_finds_layout(tmp_path: Path, version: str, above: bool) -> None:
-    """The folder with the lists, or the one around it."""
-    root = lay(tmp_path / f"MSMT17_{version}", version)
-    assert msmt17.find_layout(tmp_path if above else root) == msmt17.Layout(root, version)
 
 
 def without_lists(root: Path) -> None:
@@ -140,7 +125,7 @@ def test_wrong_roots(tmp_path: Path, lay_out, source: str, message: str) -> None
     """Each is told from the others."""
     lay_out(tmp_path)
     with pytest.raises(DataError, match=message):
-        msmt17.find_layout(tmp_path / source)
+        read(tmp_path / source)
 
 
 def test_missing_images(tmp_path: Path) -> None:
