@@ -18,9 +18,17 @@ from airnet_cli.core.retrieval.calibration import (
     read_calibration,
 )
 from airnet_cli.errors import CheckpointError, UsageError
-from airnet_cli.workflows.recorded import RecordedRun, find_recorded, read_log, read_object
-from airnet_cli.workflows.runs import CHECKPOINT, SCORES
-from airnet_cli.workflows.settings import SEED, labels, settings_of
+from airnet_cli.workflows.runs import (
+    CHECKPOINT,
+    SCORES,
+    SEED,
+    RecordedRun,
+    find_runs,
+    labels,
+    read_log,
+    read_object,
+    settings_of,
+)
 
 MOST_RUNS = 24
 """More lines than this can't be told apart."""
@@ -47,9 +55,9 @@ def draw_curves(runs: Sequence[Path], *, output: Path) -> DrawnCurves:
     if not runs:
         raise UsageError("--curves needs run folders, as in: airnet visualize --curves runs/*")
     check_plottable(output)
-    found = find_recorded(runs)
-    notes = [f"left out: {each.run}: {each.reason}" for each in found.broken]
-    curves = [_read(run) for run in found.runs]
+    found, broken = find_runs(runs)
+    notes = [f"left out: {each.run}: {each.reason}" for each in broken]
+    curves = [_read(run) for run in found]
     notes += [f"left out: {each.run.run}: no epoch is finished" for each in curves if not each.log]
     notes += [f"{each.run.run} is {each.run.state()}" for each in curves if not each.scores]
     curves = [each for each in curves if each.log]

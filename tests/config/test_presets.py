@@ -252,9 +252,10 @@ def test_a_path_must_exist(tmp_path):
     path = tmp_path / "market1501.toml"
     names = ", ".join(preset_names())
     assert lines(str(path)) == [
-        f"the preset file {path} does not exist; give the path of a .toml file or a name: {names}"
+        f"the preset {path} can't be read: No such file or directory; "
+        f"give the path of a .toml file or a name: {names}"
     ]
-    assert "is a folder, not a preset file" in lines(f"{tmp_path}/")[0]
+    assert "can't be read: Is a directory" in lines(f"{tmp_path}/")[0]
 
 
 @pytest.mark.parametrize(
