@@ -137,14 +137,23 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[RecordedRun], list[NotCounted
     runs: list[RecordedRun] = []
     broken: list[NotCounted] = []
     for run in folders.values():
-        path = run / PRESET
         try:
-            preset = validate_preset(read_object(path).get("preset", {}), source=str(path))
-            is_finished = (run / SCORES).is_file()
-            runs.append(RecordedRun(run, preset, len(read_log(run)), is_finished))
+            runs.append(read_recorded(run))
         except (CheckpointError, PresetError) as error:
             broken.append(NotCounted(str(run), str(error).replace("\n", "; ")))
     return runs, broken
+
+
+def read_recorded(run: Path) -> RecordedRun:
+    """What the folder `run` says about its training.
+
+    Raises:
+        CheckpointError: its preset.json or log.jsonl can't be read.
+        PresetError: its preset is not one that this airnet understands.
+    """
+    path = run / PRESET
+    preset = validate_preset(read_object(path).get("preset", {}), source=str(path))
+    return RecordedRun(run, preset, len(read_log(run)), (run / SCORES).is_file())
 
 
 def _run_folders(path: Path) -> list[Path]:

@@ -151,6 +151,7 @@ def _look_up(presets: Sequence[Preset], preset_name: str, runs_root: Path) -> li
             state: RunState = "finished" if run.is_finished else "unfinished"
             planned.append(PlannedRun(run.preset, run.run, state, run.finished_epochs))
             continue
+        # The variant stands in the name already.
         common = settings_key({k: v for k, v in settings.items() if k != VARIANT})
         digits = hashlib.sha256(common.encode()).hexdigest()[:8]
         name = f"{preset_name}-{preset.model.variant}-s{preset.training.seed}-{digits}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from airnet_cli.errors import CheckpointError, UsageError
+from airnet_cli.errors import UsageError
 from airnet_cli.workflows.compare import compare
 
 # Seed -> (mAP, rank-1).
@@ -203,9 +203,3 @@ def test_nothing_finished_is_no_error(write_run):
     comparison = compare([write_run("stopped", scores=None)])
     assert comparison.tables == ()
     assert [each.reason for each in comparison.not_counted] == ["unfinished: 2 of 200 epochs"]
-
-
-def test_no_run_is_an_error(tmp_path):
-    """A folder that holds none is a mistake."""
-    with pytest.raises(CheckpointError, match="is no run folder and has none"):
-        compare([tmp_path])
