@@ -78,15 +78,14 @@ def _without_removed(raw: Mapping[str, object]) -> dict[str, object]:
         PresetError: a removed setting has another value, so today's network would differ.
     """
     kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
-    for dotted, default in REMOVED.items():
-        section, _, key = dotted.partition(".")
+    for key, default in REMOVED.items():
+        section, _, name = key.partition(".")
         table = kept.get(section)
-        if isinstance(table, dict) and key in table:
-            value = table.pop(key)
-            if value != default:
-                raise PresetError(
-                    f"{dotted} = {_show(value)}: this setting was removed; train again without it"
-                )
+        value = table.pop(name, default) if isinstance(table, dict) else default
+        if value != default:
+            raise PresetError(
+                f"{key} = {_show(value)}: this setting was removed; train again without it"
+            )
     return kept
 
 

@@ -165,7 +165,7 @@ def test_two_processes_share_the_work(trained, train_plan):
     assert sorted(trained) == sorted(ALL)
 
 
-def test_a_run_in_other_hands_is_left_alone(trained, train_plan, tmp_path):
+def test_a_run_that_another_process_trains_is_left_alone(trained, train_plan, tmp_path):
     """It is named, and the others are trained."""
     train_plan()
     trained.clear()
