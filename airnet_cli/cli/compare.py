@@ -19,8 +19,8 @@ from airnet_cli.cli.output import (
 from airnet_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from airnet_cli.core.spread import Spread
-    from airnet_cli.workflows.compare import Comparison, Row, SpreadScores, Table
+    from airnet_cli.workflows.compare import Comparison, Row, Table
+    from airnet_cli.workflows.runs import Spread
 
 WIDTH = 80
 """Columns of a terminal that titles fit into; Rich fits the tables."""
@@ -89,7 +89,7 @@ def show_comparison(
             print_table(columns, rows)
 
 
-_Part = tuple[str, Sequence[str], list[Sequence[str]]]
+_Part = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 """A table's title, columns and rows."""
 
 
@@ -99,88 +99,83 @@ def _parts(comparison: "Comparison", details: bool) -> Iterator[_Part]:
         if details:
             yield _more_scores(table)
             yield _heads(table)
-        if any(row.paper is not None for row in table.rows):
-            yield _beside_paper(table)
-            differences = _what_differs(table)
-            if differences[2]:
-                yield differences
+        yield from _beside_paper(table)
     if comparison.not_counted:
-        rows = [(str(each.run), each.reason) for each in comparison.not_counted]
-        yield "Not counted", ("run", "why"), [*rows]
+        rows = [(each.run, each.reason) for each in comparison.not_counted]
+        yield "Not counted", ("run", "why"), rows
 
 
 def _scores(table: "Table") -> _Part:
-    """mAP and rank-1, and what each row has more than the one it is held against."""
+    """mAP and rank-1, and their differences to those of another row."""
     title = f"{table.data}: percent, mean ± standard deviation over seeds"
     columns = ["", "seeds", "mAP", "rank-1"]
-    if table.against:
+    others = dict.fromkeys(row.against.row for row in table.rows if row.against is not None)
+    if others:
         columns += ["mAP diff.", "rank-1 diff."]
-        others = " or ".join(table.against)
-        title += f"; differences to {others}, paired by seed"
+        title += f"; differences to {' or '.join(others)}, paired by seed"
     rows: list[Sequence[str]] = []
     for row in table.rows:
-        cells = [row.label, str(len(row.runs))]
-        cells += [_mean(score, len(row.runs)) for score in (row.whole.mAP, row.whole.rank1)]
-        if table.against:
-            cells += _against(row)
-        rows.append(cells)
+        seeds = len(row.seeds)
+        cells = [row.label, str(seeds)]
+        cells += [_mean(row.scores[key], seeds) for key in ("mAP", "rank1")]
+        rows.append(cells + (_differences(row) if others else []))
     return title, columns, rows
 
 
-def _against(row: "Row") -> list[str]:
+def _differences(row: "Row") -> list[str]:
     if row.against is None:
         return ["", ""]
-    differences = row.against.differences
     pairs = len(row.against.seeds)
-    cells = [_mean(each, pairs, signed=True) for each in (differences.mAP, differences.rank1)]
+    cells = [_mean(row.against.differences[key], pairs, signed=True) for key in ("mAP", "rank1")]
     # Fewer pairs than seeds: the number is not that of the row's means.
-    return cells if pairs == len(row.runs) else [f"{cell} ({pairs})" for cell in cells]
+    return cells if pairs == len(row.seeds) else [f"{cell} ({pairs})" for cell in cells]
 
 
 def _more_scores(table: "Table") -> _Part:
-    columns = ["", "mAP_trapezoid", "mINP", "rank-5", "rank-10"]
-    rows: list[Sequence[str]] = []
-    for row in table.rows:
-        whole = row.whole
-        more = (whole.mAP_trapezoid, whole.mINP, whole.rank5, whole.rank10)
-        rows.append([row.label, *(_mean(score, len(row.runs)) for score in more)])
+    columns = ("", "mAP_trapezoid", "mINP", "rank-5", "rank-10")
+    keys = ("mAP_trapezoid", "mINP", "rank5", "rank10")
+    rows = [
+        (row.label, *(_mean(row.scores[key], len(row.seeds)) for key in keys)) for row in table.rows
+    ]
     return f"{table.data}: more scores", columns, rows
 
 
 def _heads(table: "Table") -> _Part:
-    columns = ["", "head alone", "mAP", "rank-1"]
-
-    def cells(row: "Row", head: str, scores: "SpreadScores") -> Sequence[str]:
-        seeds = len(row.runs)
-        return row.label, head, _mean(scores.mAP, seeds), _mean(scores.rank1, seeds)
-
-    rows = [cells(row, *head) for row in table.rows for head in row.heads.items()]
-    return f"{table.data}: each head alone", columns, rows
+    rows = [
+        (row.label, name, *(_mean(head[key], len(row.seeds)) for key in ("mAP", "rank1")))
+        for row in table.rows
+        for name, head in row.heads.items()
+    ]
+    return f"{table.data}: each head alone", ("", "head alone", "mAP", "rank-1"), rows
 
 
-def _beside_paper(table: "Table") -> _Part:
-    columns = ["", "mAP", "paper", "difference", "rank-1", "paper", "difference"]
-    rows: list[Sequence[str]] = []
-    for row in table.rows:
-        if row.paper is None:
-            continue
-        rows.append(
-            (
-                row.label,
-                percent(row.whole.mAP.mean),
-                percent(row.paper.figures.mAP),
-                signed_percent(row.paper.mAP_difference),
-                percent(row.whole.rank1.mean),
-                percent(row.paper.figures.rank1),
-                signed_percent(row.paper.rank1_difference),
-            )
+def _beside_paper(table: "Table") -> Iterator[_Part]:
+    """The paper's scores, and what differs from its recipe, if anything does."""
+    columns = ("", "mAP", "paper", "difference", "rank-1", "paper", "difference")
+    rows = [
+        (
+            row.label,
+            percent(row.scores["mAP"].mean),
+            percent(row.paper.mAP),
+            signed_percent(row.paper.mAP_difference),
+            percent(row.scores["rank1"].mean),
+            percent(row.paper.rank1),
+            signed_percent(row.paper.rank1_difference),
         )
-    return f"{table.data}: beside the paper (Tables 1 and 3)", columns, rows
-
-
-def _what_differs(table: "Table") -> _Part:
-    rows: list[Sequence[str]] = [(each.setting, each.ours, each.paper) for each in table.differs()]
-    return f"{table.data}: what differs from the paper", ("setting", "here", "paper"), rows
+        for row in table.rows
+        if row.paper is not None
+    ]
+    if rows:
+        yield f"{table.data}: beside the paper (Tables 1 and 3)", columns, rows
+    differences = dict.fromkeys(
+        (each.setting, each.ours, each.paper)
+        for row in table.rows
+        if row.paper is not None
+        for each in row.paper.differs
+    )
+    if differences:
+        title = f"{table.data}: what differs from the paper"
+        yield title, ("setting", "here", "paper"), list(differences)
 
 
 def _mean(score: "Spread", runs: int, *, signed: bool = False) -> str:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from airnet_cli.core.training import EpochReport
     from airnet_cli.workflows.compare import Comparison
     from airnet_cli.workflows.dry_run import DryRun
-    from airnet_cli.workflows.plan import Plan, PlannedRun
     from airnet_cli.workflows.train import Listener, RunStart, TrainedRun, TrainOptions
+    from airnet_cli.workflows.variants import Plan, PlannedRun
 
 
 def train(
@@ -94,12 +94,12 @@ def train(
     chosen = load_preset(preset, overrides)
     name = Path(preset).stem
     if variants is not None:
-        from airnet_cli.workflows import plan as plans
+        from airnet_cli.workflows.variants import plan_variants, read_variants
 
-        plan = plans.plan_variants(
+        plan = plan_variants(
             chosen,
             preset_name=name,
-            variants=plans.read_variants(variants, overrides),
+            variants=read_variants(variants, overrides),
             runs=runs,
             runs_root=runs_root,
         )
@@ -107,7 +107,7 @@ def train(
             _show_plan(plan, json)
             return
         with _options(data_root, runs_root, device) as options:
-            comparison = _train_variants(plan, name, options)
+            comparison = _train_variants(plan, options)
         show_comparison(comparison, json=json)
     elif dry_run:
         _dry_run(chosen, json)
@@ -134,7 +134,7 @@ def _options(data_root: Path, runs_root: Path, device: DeviceName) -> "Iterator[
         )
 
 
-def _train_variants(plan: "Plan", preset_name: str, options: "TrainOptions") -> "Comparison":
+def _train_variants(plan: "Plan", options: "TrainOptions") -> "Comparison":
     from airnet_cli.workflows.variants import train_variants
 
     total = len(plan.runs)
@@ -144,7 +144,6 @@ def _train_variants(plan: "Plan", preset_name: str, options: "TrainOptions") -> 
         note(f"{variant}: " + ", ".join(f"seed {each.seed} {_state(each)}" for each in runs))
     return train_variants(
         plan,
-        preset_name,
         options,
         on_run=lambda number, run: note(f"run {number} of {total}: {run.variant}, seed {run.seed}"),
     )

@@ -2,22 +2,33 @@
 
 Presets are complete, commented TOML files; none inherits from another. A wheel has them inside
 the package (`airnet_cli/presets`), a checkout next to it (`presets/`). A preset is never changed
-without being validated: changes go over the raw values, and `explain.py` explains all mistakes
-together.
+without being validated: changes go over the raw values. All mistakes are told at once, a line each,
+in pydantic's words.
 """
 
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 import airnet_cli
-from airnet_cli.config.explain import REMOVED, explain_problems, leaf_types, show
 from airnet_cli.config.schema import Preset
 from airnet_cli.errors import PresetError
+
+REMOVED: dict[str, object] = {
+    "model.attention": "none",
+    "model.activation": "default",
+    "training.freeze_epochs": 0,
+    "training.interaction_init": "default",
+    "training.interaction_lr_factor": 1.0,
+}
+"""Settings that airnet no longer has, with the defaults that presets stored by older versions name.
+Their results are in docs/log.md."""
+
+_LONGEST_VALUE = 60  # characters of a given value that are shown
 
 
 def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
@@ -44,7 +55,7 @@ def validate_preset(raw: Mapping[str, object], *, source: str) -> Preset:
     """
     if not isinstance(raw, Mapping):
         raise PresetError(f"the preset in {source} is not a table of values")
-    return _validate(without_removed(raw), source=source)
+    return _validate(_without_removed(raw), source=source)
 
 
 def changed_preset(preset: Preset, values: Mapping[str, object], *, source: str) -> Preset:
@@ -60,22 +71,21 @@ def changed_preset(preset: Preset, values: Mapping[str, object], *, source: str)
     return _validate(raw, source=source)
 
 
-def without_removed(raw: Mapping[str, object]) -> dict[str, object]:
+def _without_removed(raw: Mapping[str, object]) -> dict[str, object]:
     """`raw` without the settings that older versions of airnet had, where they have the defaults.
 
     Raises:
         PresetError: a removed setting has another value, so today's network would differ.
     """
     kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
-    for dotted, default in REMOVED.items():
-        section, _, key = dotted.partition(".")
+    for key, default in REMOVED.items():
+        section, _, name = key.partition(".")
         table = kept.get(section)
-        if isinstance(table, dict) and key in table:
-            value = table.pop(key)
-            if value != default:
-                raise PresetError(
-                    f"{dotted} = {show(value)}: this setting was removed; train again without it"
-                )
+        value = table.pop(name, default) if isinstance(table, dict) else default
+        if value != default:
+            raise PresetError(
+                f"{key} = {_show(value)}: this setting was removed; train again without it"
+            )
     return kept
 
 
@@ -111,29 +121,18 @@ def preset_text(name_or_path: str) -> str:
 
 
 def find_preset(name_or_path: str) -> Path:
-    """The file of a preset given by name or path.
+    """The file of a preset given by name or path; whether a path exists shows when it is read.
 
     Raises:
-        PresetError: There is no such preset.
+        PresetError: There is no preset of that name.
     """
     if "/" in name_or_path or name_or_path.endswith(".toml"):
-        path = Path(name_or_path)
-        try:
-            is_file, is_folder = path.is_file(), path.is_dir()
-        except OSError as error:  # a name that is too long
-            raise PresetError(f"the preset {path} can't be read: {error.strerror}") from error
-        if not is_file:
-            what = "is a folder, not a preset file" if is_folder else "does not exist"
-            raise PresetError(
-                f"the preset file {path} {what}; give the path of a .toml file or a name: "
-                + ", ".join(preset_names())
-            )
-        return path
+        return Path(name_or_path)
     names = preset_names()
     if name_or_path not in names:
         near = difflib.get_close_matches(name_or_path, names, n=2, cutoff=0.5)
         hint = f"nearest: {' or '.join(near)}" if near else f"there are: {', '.join(names)}"
-        raise PresetError(f"no preset has the name {show(name_or_path)}; {hint} (airnet presets)")
+        raise PresetError(f"no preset has the name {_show(name_or_path)}; {hint} (airnet presets)")
     return _folder() / f"{name_or_path}.toml"
 
 
@@ -162,7 +161,10 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise PresetError(f"the preset {path} is not text in UTF-8: {error.reason}") from error
     except OSError as error:
-        raise PresetError(f"the preset {path} can't be read: {error.strerror}") from error
+        raise PresetError(
+            f"the preset {path} can't be read: {error.strerror}; give the path of a .toml file or "
+            f"a name: {', '.join(preset_names())}"
+        ) from error
 
 
 def _validate(raw: dict[str, object], *, source: str, overrides: Sequence[str] = ()) -> Preset:
@@ -173,7 +175,7 @@ def _validate(raw: dict[str, object], *, source: str, overrides: Sequence[str] =
     try:
         preset = Preset.model_validate_json(text, strict=True)
     except ValidationError as error:
-        explained = explain_problems(error, overridden=overridden_keys(overrides))
+        explained = _explain(error, overridden_keys(overrides))
         problems = [*explained, *problems]
     if problems:
         raise PresetError(*problems, f"in the preset {source}")
@@ -194,6 +196,63 @@ def _with_selection(raw: Mapping[str, object]) -> Mapping[str, object]:
     return {**raw, "evaluation": {**evaluation, "select": "val"}}
 
 
+def _explain(error: ValidationError, overridden: Collection[str]) -> list[str]:
+    """One line for each problem, in the schema's order: the dotted path, the value, what is wrong.
+
+    `overridden` are the dotted keys that came from `--set`; their lines say so.
+    """
+    lines: list[str] = []
+    for problem in error.errors(include_url=False):
+        path = ""
+        for part in problem["loc"]:
+            path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+        says = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        match problem["type"]:
+            case "extra_forbidden" if path in REMOVED:
+                line = f"{path}: no such key; it was removed, leave it out"
+            case "extra_forbidden":
+                line = f"{path}: no such key; {_nearest_key(path)}"
+            case "missing":
+                line = f"{path}: missing"
+            case "value_error" | "json_invalid":  # the rules of the schema give their values
+                line = f"{path}: {says}" if path else says
+            case _:
+                line = f"{path} = {_show(problem['input'])}: {says}"
+        lines.append(line + (" (from --set)" if path.partition("[")[0] in overridden else ""))
+    return lines
+
+
+def _nearest_key(name: str) -> str:
+    """Which key of a preset someone who typed `name` may have meant, as half a sentence."""
+    keys = list(_leaf_types(Preset))
+    keys += dict.fromkeys(key.rpartition(".")[0] for key in keys)
+    by_last_part = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    near = difflib.get_close_matches(name, keys, n=1, cutoff=0.8)
+    last_parts = difflib.get_close_matches(name.rpartition(".")[2], by_last_part, n=1)
+    near += [by_last_part[part] for part in last_parts]
+    if near:
+        return f"nearest: {near[0]}"
+    return "airnet train --preset market1501 --dry-run lists all keys"
+
+
+def _leaf_types(model: type[BaseModel], prefix: str = "") -> dict[str, object]:
+    """The type of each value of `model`, without its limits, under its dotted key."""
+    leaves: dict[str, object] = {}
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            leaves |= _leaf_types(kind, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = kind
+    return leaves
+
+
+def _show(value: object) -> str:
+    """A value as someone would type it in TOML, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
+
+
 def _lay_over(raw: dict[str, object], override: str) -> str | None:
     """Lay `dotted.key=value` over `raw`; or say why that can't be done."""
     key, equals, text = (part.strip() for part in override.partition("="))
@@ -206,7 +265,7 @@ def _lay_over(raw: dict[str, object], override: str) -> str | None:
     if not isinstance(table, dict):
         return f"--set {override}: {'.'.join(sections)} is not a table"
     value = _toml_value(text)
-    is_text = leaf_types(Preset).get(key) is str
+    is_text = _leaf_types(Preset).get(key) is str
     table[last] = text if is_text and not isinstance(value, str) else value
     return None
 

@@ -11,9 +11,16 @@ from typing import Any
 
 from airnet_cli.core.files import replacing
 from airnet_cli.errors import CheckpointError, UsageError
-from airnet_cli.workflows.recorded import RecordedRun, find_recorded, read_log, read_object
-from airnet_cli.workflows.runs import SCORES
-from airnet_cli.workflows.settings import SEED, labels, settings_of
+from airnet_cli.workflows.runs import (
+    SCORES,
+    SEED,
+    RecordedRun,
+    find_runs,
+    labels,
+    read_log,
+    read_object,
+    settings_of,
+)
 
 Points = list[tuple[float, float]]
 Epoch = dict[str, Any]
@@ -60,10 +67,10 @@ def draw_curves(runs: Sequence[Path], *, output: Path) -> DrawnCurves:
         raise UsageError(
             "curves are drawn by matplotlib, which is not installed: pip install 'airnet[plots]'"
         ) from None
-    found = find_recorded(runs)
-    notes = [f"left out: {each.run}: {each.reason}" for each in found.broken]
-    notes += [f"{run.run} is {run.state()}" for run in found.runs if not run.is_finished]
-    started = [run for run in found.runs if run.finished_epochs]
+    found, broken = find_runs(runs)
+    notes = [f"left out: {each.run}: {each.reason}" for each in broken]
+    notes += [f"{run.run} is {run.state()}" for run in found if not run.is_finished]
+    started = [run for run in found if run.finished_epochs]
     if not started:
         raise CheckpointError(
             f"no epoch of {', '.join(map(str, runs))} is finished, so there is nothing to draw yet"

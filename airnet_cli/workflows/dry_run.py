@@ -7,7 +7,7 @@ from typing import Any
 from airnet_cli.config.schema import Preset
 from airnet_cli.core.data.generated import TRAIN_IDENTITIES
 from airnet_cli.workflows.build import describe_network
-from airnet_cli.workflows.settings import flatten
+from airnet_cli.workflows.runs import flatten
 
 PUBLISHED_IDENTITIES = {
     "market1501": 751,

