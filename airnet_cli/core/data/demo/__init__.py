@@ -1,24 +1,24 @@
-"""The generated data set: people in a street, drawn from a seed, for demonstrations and tests
-without real people.
+"""The demo data set: people in streets, drawn from a seed, for trials and tests.
 
-    person.py  who they are      figure.py  how a body walks and is painted
-    scene.py   where they are    camera.py  who looks at them, and what the picture suffers
+    people.py  what they look like    figure.py  draws a walking body    scene.py  the cameras
 
-Laid out like Market-1501: identities of the test are not in the training; each is seen by four of
-six cameras, three times by each; the first image of each camera is the query; the gallery
-has the others, passers-by whom nobody looks for (`person_id` 0) and bad crops (-1). No torch here.
+Laid out like Market-1501. No identity is in both training and test. Four of the six cameras see
+each one, three times each; the first image of a camera is the query. The gallery has the others,
+distractors (`person_id` 0) and junk, which are bad crops (-1). No torch here.
 """
 
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
-from airnet_cli.core.data.generated.camera import CAMERAS, photograph, photograph_junk
-from airnet_cli.core.data.generated.person import population
+from airnet_cli.core.data.demo.people import population
+from airnet_cli.core.data.demo.scene import CAMERAS, photograph
 from airnet_cli.core.data.records import DISTRACTOR, JUNK, SPLITS, ImageRecord, Split
 from airnet_cli.core.processes import reporting_dead_workers, start_worker
 from airnet_cli.core.progress import Progress, silent
@@ -34,8 +34,8 @@ SHOTS_PER_CAMERA = 3
 DISTRACTORS_PER_CAMERA = 10
 JUNK_PER_CAMERA = 8
 
-_FEW = 200
-"""Below so many images, starting processes takes longer than drawing."""
+FEWEST_FOR_PROCESSES = 200
+"""For fewer images, starting processes takes longer than drawing."""
 
 
 def generate(
@@ -70,31 +70,18 @@ def generate(
     chunks = [shots[start : start + 32] for start in range(0, len(shots), 32)]
     draw = partial(_draw, folder, seed, 1 + max(shot.figure for shot in shots))
     if processes is None:
-        processes = 1 if len(shots) < _FEW else os.cpu_count() or 1
+        processes = 1 if len(shots) < FEWEST_FOR_PROCESSES else os.cpu_count() or 1
     done = 0
     try:
         for split in SPLITS:
             (folder / split).mkdir(parents=True, exist_ok=True)
         progress("drawing", 0, len(shots), "images")
-        if processes == 1:
-            for chunk in chunks:
-                done += draw(chunk)
-                progress("drawing", done, len(shots), "images")
-        else:
-            # Spawned, not forked: the caller may have threads (torch), which a fork breaks.
-            pool = ProcessPoolExecutor(
-                processes, mp_context=get_context("spawn"), initializer=start_worker
-            )
-            try:
-                with reporting_dead_workers("try again"):
-                    for drawn in pool.map(draw, chunks):
-                        done += drawn
-                        progress("drawing", done, len(shots), "images")
-            finally:
-                pool.shutdown(cancel_futures=True)
+        for count in _map(draw, chunks, processes):
+            done += count
+            progress("drawing", done, len(shots), "images")
     except OSError as error:
         raise DataError(
-            f"the generated images can't be written to {folder} ({error.strerror or error}); "
+            f"the drawn images can't be written to {folder} ({error.strerror or error}); "
             "choose a data root that is writable and has about 30 MB free"
         ) from None
     return [shot.record() for shot in shots]
@@ -130,30 +117,38 @@ class _Shot:
 
 def _plan(seed: int, train_identities: int, test_identities: int) -> list[_Shot]:
     """List all images of the data set, in the order of the records."""
-    train: list[_Shot] = []
-    query: list[_Shot] = []
-    gallery: list[_Shot] = []
+    shots: list[_Shot] = []
     identities = train_identities + test_identities
+    all_cameras = range(1, CAMERA_COUNT + 1)
     for person_id in range(1, identities + 1):
-        seen_by = Random(f"{seed}/cameras/{person_id}").sample(
-            range(1, CAMERA_COUNT + 1), CAMERAS_PER_IDENTITY
-        )
-        for camera_id in sorted(seen_by):
-            for shot in range(SHOTS_PER_CAMERA):
-                if person_id <= train_identities:
-                    train.append(_Shot("train", person_id, person_id - 1, camera_id, shot))
-                elif shot == 0:
-                    query.append(_Shot("query", person_id, person_id - 1, camera_id, shot))
-                else:
-                    gallery.append(_Shot("gallery", person_id, person_id - 1, camera_id, shot))
-    extra: list[_Shot] = []
+        rng = Random(f"{seed}/cameras/{person_id}")
+        cameras = sorted(rng.sample(all_cameras, CAMERAS_PER_IDENTITY))
+        for camera_id, shot in product(cameras, range(SHOTS_PER_CAMERA)):
+            split: Split = "query" if shot == 0 else "gallery"
+            if person_id <= train_identities:
+                split = "train"
+            shots.append(_Shot(split, person_id, person_id - 1, camera_id, shot))
     figure = identities
     for person_id, per_camera in ((JUNK, JUNK_PER_CAMERA), (DISTRACTOR, DISTRACTORS_PER_CAMERA)):
-        for camera_id in range(1, CAMERA_COUNT + 1):
-            for shot in range(per_camera):
-                extra.append(_Shot("gallery", person_id, figure, camera_id, shot))
-                figure += 1
-    return train + query + extra + gallery
+        for camera_id, shot in product(all_cameras, range(per_camera)):
+            shots.append(_Shot("gallery", person_id, figure, camera_id, shot))
+            figure += 1
+    return sorted(shots, key=lambda shot: (SPLITS.index(shot.split), shot.person_id))
+
+
+def _map(
+    draw: Callable[[list[_Shot]], int], chunks: list[list[_Shot]], processes: int
+) -> Iterator[int]:
+    if processes == 1:
+        yield from map(draw, chunks)
+        return
+    # Spawned, not forked: the caller may have threads (torch), which a fork breaks.
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=start_worker)
+    try:
+        with reporting_dead_workers("try again"):
+            yield from pool.map(draw, chunks)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _draw(folder: Path, seed: int, people_count: int, shots: list[_Shot]) -> int:
@@ -161,10 +156,7 @@ def _draw(folder: Path, seed: int, people_count: int, shots: list[_Shot]) -> int
     people = population(seed, people_count)  # made once in each process
     for shot in shots:
         rng = Random(f"{seed}/image/{shot.person_id}/{shot.camera_id}/{shot.shot}")
-        take = photograph_junk if shot.person_id == JUNK else photograph
-        image = take(people[shot.figure], seed=seed, camera_id=shot.camera_id, rng=rng)
-        path = folder / shot.record().path
-        unfinished = path.with_suffix(".tmp")
-        image.save(unfinished, "JPEG", quality=90)
-        unfinished.replace(path)
+        is_junk = shot.person_id == JUNK
+        image = photograph(people[shot.figure], seed, shot.camera_id, rng, is_junk=is_junk)
+        image.save(folder / shot.record().path, "JPEG", quality=90)
     return len(shots)
