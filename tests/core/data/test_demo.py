@@ -10,7 +10,7 @@ from PIL import Image
 from airnet_cli.core.data.demo import count_images, generate
 from airnet_cli.core.data.demo.figure import Pose, Stand, draw_person
 from airnet_cli.core.data.demo.people import count_common_traits, population
-from airnet_cli.core.data.demo.scene import LARGEST_HEIGHT_PX, LARGEST_WIDTH_PX
+from airnet_cli.core.data.demo.scene import HEIGHTS_PX, WIDTHS_PX
 from airnet_cli.core.data.records import DISTRACTOR, JUNK, ImageRecord
 from airnet_cli.errors import DataError
 
@@ -68,8 +68,8 @@ def test_records_are_the_files(small: Drawn) -> None:
         assert camera == f"c{record.camera_id}"
         with Image.open(folder / record.path) as image:
             assert (image.format, image.mode) == ("JPEG", "RGB")
-            assert image.width <= LARGEST_WIDTH_PX
-            assert image.height <= LARGEST_HEIGHT_PX
+            assert WIDTHS_PX[0] <= image.width <= WIDTHS_PX[1]
+            assert HEIGHTS_PX[0] <= image.height <= HEIGHTS_PX[1]
             assert np.asarray(image).std() > 8
             sizes.add(image.size)
     assert len(sizes) > 10

@@ -10,12 +10,12 @@ distractors (`person_id` 0) and junk, which are bad crops (-1). No torch here.
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 from airnet_cli.core.data.demo.people import population
 from airnet_cli.core.data.demo.scene import CAMERAS, photograph
@@ -84,7 +84,7 @@ def generate(
             f"the drawn images can't be written to {folder} ({error.strerror or error}); "
             "choose a data root that is writable and has about 30 MB free"
         ) from None
-    return [shot.record() for shot in shots]
+    return [shot.record for shot in shots]
 
 
 def count_images(
@@ -96,23 +96,20 @@ def count_images(
     {'train': 2280, 'query': 240, 'gallery': 588}
     """
     shots = _plan(0, train_identities, test_identities)
-    return {split: sum(shot.split == split for shot in shots) for split in SPLITS}
+    return {split: sum(shot.record.split == split for shot in shots) for split in SPLITS}
 
 
-@dataclass(frozen=True, slots=True)
-class _Shot:
+class _Shot(NamedTuple):
     """One image to draw; `figure` is the place in the population of who is on it."""
 
-    split: Split
-    person_id: int
     figure: int
-    camera_id: int
-    shot: int
+    record: ImageRecord
 
-    def record(self) -> ImageRecord:
-        number = "-1" if self.person_id == JUNK else f"{self.person_id:04d}"
-        path = f"{self.split}/{number}_c{self.camera_id}_{self.shot:02d}.jpg"
-        return ImageRecord(path, self.person_id, self.camera_id, self.split)
+
+def _shot(split: Split, person_id: int, figure: int, camera_id: int, number: int) -> _Shot:
+    name = "-1" if person_id == JUNK else f"{person_id:04d}"
+    path = f"{split}/{name}_c{camera_id}_{number:02d}.jpg"
+    return _Shot(figure, ImageRecord(path, person_id, camera_id, split))
 
 
 def _plan(seed: int, train_identities: int, test_identities: int) -> list[_Shot]:
@@ -123,17 +120,18 @@ def _plan(seed: int, train_identities: int, test_identities: int) -> list[_Shot]
     for person_id in range(1, identities + 1):
         rng = Random(f"{seed}/cameras/{person_id}")
         cameras = sorted(rng.sample(all_cameras, CAMERAS_PER_IDENTITY))
-        for camera_id, shot in product(cameras, range(SHOTS_PER_CAMERA)):
-            split: Split = "query" if shot == 0 else "gallery"
+        for camera_id, number in product(cameras, range(SHOTS_PER_CAMERA)):
+            split: Split = "query" if number == 0 else "gallery"
             if person_id <= train_identities:
                 split = "train"
-            shots.append(_Shot(split, person_id, person_id - 1, camera_id, shot))
+            shots.append(_shot(split, person_id, person_id - 1, camera_id, number))
     figure = identities
     for person_id, per_camera in ((JUNK, JUNK_PER_CAMERA), (DISTRACTOR, DISTRACTORS_PER_CAMERA)):
-        for camera_id, shot in product(all_cameras, range(per_camera)):
-            shots.append(_Shot("gallery", person_id, figure, camera_id, shot))
+        for camera_id, number in product(all_cameras, range(per_camera)):
+            shots.append(_shot("gallery", person_id, figure, camera_id, number))
             figure += 1
-    return sorted(shots, key=lambda shot: (SPLITS.index(shot.split), shot.person_id))
+    by_split = SPLITS.index
+    return sorted(shots, key=lambda shot: (by_split(shot.record.split), shot.record.person_id))
 
 
 def _map(
@@ -154,9 +152,9 @@ def _map(
 def _draw(folder: Path, seed: int, people_count: int, shots: list[_Shot]) -> int:
     """Draw and write these images of a data set with so many people; returns how many images."""
     people = population(seed, people_count)  # made once in each process
-    for shot in shots:
-        rng = Random(f"{seed}/image/{shot.person_id}/{shot.camera_id}/{shot.shot}")
-        is_junk = shot.person_id == JUNK
-        image = photograph(people[shot.figure], seed, shot.camera_id, rng, is_junk=is_junk)
-        image.save(folder / shot.record().path, "JPEG", quality=90)
+    for figure, record in shots:
+        rng = Random(f"{seed}/{record.path}")
+        is_junk = record.person_id == JUNK
+        image = photograph(people[figure], seed, record.camera_id, rng, is_junk=is_junk)
+        image.save(folder / record.path, "JPEG", quality=90)
     return len(shots)

@@ -327,12 +327,8 @@ class _Painter:
         self.round(head)
 
     def _long_hair(self) -> None:
-        hair = (
-            _Ring(0.75, 0.058, 0.036, 0.0, -0.038),
-            _Ring(0.87, 0.066, 0.050, 0.0, -0.018),
-            _Ring(0.95, 0.058, 0.055, 0.0, -0.006),
-        )
-        self.drum(hair, shade(self.person.hair_colour, 0.92))
+        colour = shade(self.person.hair_colour, 0.92)
+        self.limb((0, 0.92, -0.02), (0, 0.78, -0.045), (0.062, 0.052), colour)
 
     def _bag(self) -> list[_Part]:
         person = self.person

@@ -63,10 +63,12 @@ class Person:
 
 @lru_cache(maxsize=4)
 def population(seed: int, count: int) -> tuple[Person, ...]:
-    """Make the first `count` people of this seed; any two differ in several traits."""
+    """Make the first `count` people of this seed: each the least similar to those before of 40."""
     people: list[Person] = []
     for index in range(count):
-        people.append(_person_unlike(people, Random(f"{seed}/person/{index}")))
+        rng = Random(f"{seed}/person/{index}")
+        candidates = [random_person(rng) for _ in range(40)]
+        people.append(min(candidates, key=lambda person: _most_common_traits(person, people)))
     return tuple(people)
 
 
@@ -110,17 +112,8 @@ def count_common_traits(a: Person, b: Person) -> int:
     return sum(map(eq, a.traits, b.traits))
 
 
-def _person_unlike(others: list[Person], rng: Random) -> Person:
-    """Draw until somebody differs from all `others`; after many tries, take the least similar."""
-    best, fewest = random_person(rng), 9
-    for _ in range(60):
-        person = random_person(rng)
-        common = max((count_common_traits(person, other) for other in others), default=0)
-        if common < fewest:
-            best, fewest = person, common
-        if common <= 4:
-            break
-    return best
+def _most_common_traits(person: Person, others: list[Person]) -> int:
+    return max((count_common_traits(person, other) for other in others), default=0)
 
 
 def _dyed(colour: Colour, rng: Random) -> Colour:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
 
 from airnet_cli.core.data.demo.figure import Stand, draw_person, random_pose, shade
 from airnet_cli.core.data.demo.people import UPPER_COLOURS, Colour, Person, random_person
 
-WIDTH_PX, HEIGHT_PX = 64, 128
-"""The average size of images; the boxes of a detector vary around it."""
-LARGEST_WIDTH_PX, LARGEST_HEIGHT_PX = 72, 140
+WIDTHS_PX, HEIGHTS_PX = (58, 70), (118, 138)
+"""Smallest and largest size of images: the boxes of a detector vary around 64 x 128."""
 
 DRAWING_SCALE = 3
 """Drawing pixels per image pixel."""
@@ -68,11 +67,7 @@ CAMERAS: tuple[Camera, ...] = (
 def photograph(
     person: Person, seed: int, camera_id: int, rng: Random, *, is_junk: bool = False
 ) -> Image.Image:
-    """Make one image of the person, or with `is_junk` a bad crop with a part of them or nobody.
-
-    Returns:
-        RGB, about `WIDTH_PX` x `HEIGHT_PX`, at most `LARGEST_WIDTH_PX` x `LARGEST_HEIGHT_PX`.
-    """
+    """Make one image of the person, or with `is_junk` a bad crop with a part of them or nobody."""
     camera = CAMERAS[camera_id - 1]
     image, size = _background(seed, camera_id, rng)
     width, height = image.size
@@ -193,10 +188,7 @@ def _draw_obstacle(image: Image.Image, rng: Random) -> None:
 
 def _background(seed: int, camera_id: int, rng: Random) -> tuple[Image.Image, tuple[int, int]]:
     """A window of the camera's place in drawing pixels, and the size of the finished image."""
-    size = (
-        min(LARGEST_WIDTH_PX, max(56, round(rng.gauss(WIDTH_PX, 2.5)))),
-        min(LARGEST_HEIGHT_PX, max(116, round(rng.gauss(HEIGHT_PX, 4)))),
-    )
+    size = (rng.randint(*WIDTHS_PX), rng.randint(*HEIGHTS_PX))
     drawn = (size[0] * DRAWING_SCALE, size[1] * DRAWING_SCALE)
     zoom = rng.uniform(0.85, 1.15)
     wide, high = drawn[0] / zoom, min(PLACE_HEIGHT, drawn[1] / zoom)
@@ -218,18 +210,15 @@ def _develop(image: Image.Image, size: tuple[int, int], camera: Camera, rng: Ran
 
 def _change_tones(image: Image.Image, camera: Camera, rng: Random) -> Image.Image:
     """Saturation, colour cast, exposure and contrast; all vary a little from image to image."""
-    saturation = camera.saturation * rng.uniform(0.9, 1.1)
-    gains = [gain * rng.gauss(1, 0.025) for gain in camera.gains]
-    matrix: list[float] = []
-    for row, gain in enumerate(gains):
-        for column, weight in enumerate((0.299, 0.587, 0.114)):
-            matrix.append(gain * ((1 - saturation) * weight + saturation * (row == column)))
-        matrix.append(0.0)
-    image = image.convert("RGB", tuple(matrix))
+    image = ImageEnhance.Color(image).enhance(camera.saturation * rng.uniform(0.9, 1.1))
     gamma = camera.gamma * rng.uniform(0.88, 1.12)
     black, white = camera.black, camera.white * rng.uniform(0.93, 1.04)
-    curve = [black + (white - black) * (value / 255) ** gamma for value in range(256)]
-    return image.point([max(0, min(255, round(value))) for value in curve] * 3)
+    curves: list[int] = []  # of red, green and blue
+    for gain in camera.gains:
+        varied = gain * rng.gauss(1, 0.025) / 255
+        tones = [black + (white - black) * (value * varied) ** gamma for value in range(256)]
+        curves += [max(0, min(255, round(tone))) for tone in tones]
+    return image.point(curves)
 
 
 def _add_noise(image: Image.Image, strength: float, grain: int, rng: Random) -> Image.Image:
