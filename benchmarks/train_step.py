@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from airnet_cli.config.presets import load_preset
-from airnet_cli.core.data.generated import generate
+from airnet_cli.core.data.demo import generate
 from airnet_cli.core.data.manifest import load_prepared, manifest_path, write_manifest
 from airnet_cli.core.runtime import seed_everything
 from airnet_cli.core.training import Trainer

@@ -38,7 +38,7 @@ def tiny_data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Of the distractors and junk that are drawn it has a third: scoring takes half the time.
     """
-    from airnet_cli.core.data.generated import generate
+    from airnet_cli.core.data.demo import generate
     from airnet_cli.core.data.manifest import manifest_path, write_manifest
 
     root = tmp_path_factory.mktemp("data")

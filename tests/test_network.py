@@ -51,10 +51,10 @@ import functools, json, sys
 
 if __name__ == "__main__":  # not in processes that read images
     from airnet_cli.cli.app import app
-    from airnet_cli.core.data import generated
+    from airnet_cli.core.data import demo
 
     few = {"train_identities": 4, "test_identities": 2}
-    generated.generate = functools.partial(generated.generate, **few)
+    demo.generate = functools.partial(demo.generate, **few)
     for words in json.load(sys.stdin):
         try:
             app(words)

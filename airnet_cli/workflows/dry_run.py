@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airnet_cli.config.schema import Preset
-from airnet_cli.core.data.generated import TRAIN_IDENTITIES
+from airnet_cli.core.data.demo import TRAIN_IDENTITIES
 from airnet_cli.workflows.build import describe_network
 from airnet_cli.workflows.runs import flatten
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from airnet_cli.core.checkpoint import library_versions
-from airnet_cli.core.data.generated import generate
+from airnet_cli.core.data.demo import generate
 from airnet_cli.core.data.manifest import load_prepared, manifest_path
 from airnet_cli.core.data.records import JUNK
 from airnet_cli.core.data.sources import list_images

@@ -253,7 +253,7 @@ def prepare_demo(options: PrepareOptions, *, seed: int) -> PreparedDataset:
     Raises:
         DataError: the images can't be written.
     """
-    from airnet_cli.core.data.generated import generate
+    from airnet_cli.core.data.demo import generate
 
     def draw(stage: Path) -> Labels:
         return Labels(

@@ -17,9 +17,9 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from airnet_cli.core.data.generated.figure import Pose, Stand, draw_person
-from airnet_cli.core.data.generated.person import population
-from airnet_cli.core.data.generated.scene import PLACE_HEIGHT, PLACE_WIDTH, place
+from airnet_cli.core.data.demo.figure import Pose, Stand, draw_person
+from airnet_cli.core.data.demo.people import population
+from airnet_cli.core.data.demo.scene import PLACE_HEIGHT, PLACE_WIDTH, place
 
 SCALE = 3  # drawing pixels per pixel of the video
 FRAMES = 48
@@ -117,8 +117,8 @@ def video(seed: int, *, frames: int = FRAMES, people: int = 5) -> Iterator[Frame
             height = size * 340
             ground = PLACE_HEIGHT * (0.45 + 0.6 * size)
             yaw = pi / 2 if speed > 0 else 3 * pi / 2
-            pose = Pose(yaw=yaw, phase=0.9 * time + index, stride=0.4, arms=0.4, lean=0.0)
-            draw_person(image, crowd[index], pose, Stand(x, ground, height, 0.12, 0.06, -0.5))
+            pose = Pose(yaw=yaw, phase=0.9 * time + index, stride=0.4, arms=0.4)
+            draw_person(image, crowd[index], pose, Stand(x, ground, height, 0.12, -0.5))
             box = _detected(x, ground, height, rng)
             if box is not None:
                 boxes.append(box)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from airnet_cli.core.checkpoint import model_fingerprint, read_checkpoint, write_checkpoint
-from airnet_cli.core.data.generated import generate
+from airnet_cli.core.data.demo import generate
 from airnet_cli.core.data.manifest import load_prepared, manifest_path, write_manifest
 from airnet_cli.core.data.records import JUNK
 from airnet_cli.core.data.transforms import read_image

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from airnet_cli.core.data import generated
+from airnet_cli.core.data import demo
 from airnet_cli.core.data.manifest import SplitCounts, load_prepared
 from airnet_cli.core.data.readers import market1501
 from airnet_cli.errors import AirnetError, DataError, UsageError
@@ -319,8 +319,8 @@ def test_csv_errors(
 @pytest.mark.parametrize("prepared_before", [False, True])
 def test_demo(tmp_path: Path, monkeypatch, prepared_before: bool) -> None:
     """The generated set lies under the data root; a seed gives the same manifest again."""
-    few = functools.partial(generated.generate, train_identities=2, test_identities=2, processes=1)
-    monkeypatch.setattr(generated, "generate", few)
+    few = functools.partial(demo.generate, train_identities=2, test_identities=2, processes=1)
+    monkeypatch.setattr(demo, "generate", few)
     if prepared_before:
         prepare_demo(
             seed=random.Random(1).randrange(9),
