@@ -405,16 +405,13 @@ def test_documented_index(tmp_path):
     """`index --json` prints the documented keys, and the records have those of the table."""
     import numpy as np
 
-    from airnet_cli.core.gallery import GalleryWriter, Listing
+    from airnet_cli.core.gallery.files import Gallery, write_gallery
 
     record = {"fingerprint": "ab" * 32, "checkpoint": "x", "heads": {"A1": [0, 4]}}
     record |= {"normalize_heads": False, "flip": False}
     path = tmp_path / "gallery.npy"
-    with GalleryWriter(
-        path, Listing(("a", "b"), {}), dimensions=4, dtype="float32", settings={}, resume=False
-    ) as writer:
-        writer.append(range(2), np.eye(2, 4, dtype=np.float32))
-        writer.finish(record)
+    source = Gallery(path, np.eye(2, 4, dtype=np.float32), {"path": ["a", "b"]}, {}, {})
+    write_gallery(path, source, record | {"dimensions": 4, "dtype": "float32"})
     shown = [printed("index", path, "--json")]
     table = FORMATS.partition("| index key |")[2].partition("\n\n")[0]
     named = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row[:60])}

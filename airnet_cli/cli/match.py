@@ -7,6 +7,7 @@ import typer
 
 from airnet_cli.cli.options import (
     DEFAULT_RUNS_ROOT,
+    AllowPartialOption,
     DeviceOption,
     JsonOption,
     RunsRootOption,
@@ -80,6 +81,7 @@ def match(
             "answers are the same. hnsw is approximate.",
         ),
     ] = "auto",
+    allow_partial: AllowPartialOption = False,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -126,6 +128,7 @@ def match(
             where=where or (),
             rerank=rerank,
             index=index,
+            allow_partial=allow_partial,
             checkpoint=checkpoint,
             runs_root=runs_root,
             table=csv,

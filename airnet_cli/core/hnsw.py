@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from airnet_cli.core.files import replacing
-from airnet_cli.core.gallery import Gallery, file_digest, index_files
+from airnet_cli.core.gallery import Gallery
 from airnet_cli.core.index import (
     again,
     check_indexable,
+    file_digest,
+    index_files,
     pieces,
     read_record,
     write_record,

@@ -14,6 +14,7 @@ another gallery, or broken, is an error, never used and never left out silently.
 """
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ from airnet_cli.core.files import (
     sealed,
     write_json,
 )
-from airnet_cli.core.gallery import HASHED_BYTES, Gallery, file_digest, index_files
+from airnet_cli.core.gallery import Gallery
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.retrieval.directions import check_directions
 from airnet_cli.core.retrieval.quantized import QuantizedRows, quantize
@@ -43,6 +44,21 @@ FORMAT_VERSION = 1
 
 IndexKind = Literal["int8", "hnsw"]
 RECORDS: dict[IndexKind, str] = {"int8": ".i8.json", "hnsw": ".hnsw.json"}
+
+HASHED_BYTES = 256 * 2**20
+INDEX_SUFFIXES = (".i8.json", ".i8.npy", ".i8.scales.npy", ".hnsw.json", ".hnsw.usearch")
+
+
+def index_files(path: Path) -> tuple[Path, ...]:
+    """Where the indexes of a gallery `path` are, if it has some."""
+    return tuple(path.with_suffix(suffix) for suffix in INDEX_SUFFIXES)
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
 
 ROWS_AT_ONCE = 256
 """In memory while an index is made."""

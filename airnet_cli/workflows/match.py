@@ -21,9 +21,10 @@ from airnet_cli.core.data.sources import list_images
 from airnet_cli.core.drawing import MatchState, RankedMatch, RankedRow, draw_ranked_lists
 from airnet_cli.core.files import is_file, replacing, write_rows, write_text
 from airnet_cli.core.gallery import Gallery, read_gallery
+from airnet_cli.core.gallery.folder import open_gallery
+from airnet_cli.core.gallery.milvus import Collection, MilvusPlace, gallery_place, open_collection
 from airnet_cli.core.hnsw import HnswIndex
 from airnet_cli.core.index import IndexKind, has_index, read_int8_index
-from airnet_cli.core.milvus import Collection, MilvusPlace, gallery_place, open_collection
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.report import Section, write_report
 from airnet_cli.core.retrieval.calibration import (
@@ -38,7 +39,6 @@ from airnet_cli.core.retrieval.quantized import QuantizedRows
 from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
 from airnet_cli.core.retrieval.search import search
 from airnet_cli.core.runtime import DeviceName
-from airnet_cli.core.segments import open_gallery
 from airnet_cli.errors import CheckpointError, DataError, UsageError
 from airnet_cli.workflows.collection import milvus_token
 from airnet_cli.workflows.embedder import Embedder
@@ -176,6 +176,7 @@ def match(
     where: Sequence[str],
     rerank: bool,
     index: IndexChoice = "auto",
+    allow_partial: bool = False,
     checkpoint: Path | None,
     runs_root: Path,
     table: Path | None,
@@ -190,7 +191,7 @@ def match(
 
     Args:
         queries: images, folders, lists or tables of images, `.npy` features; at least one.
-        gallery: what `airnet embed` wrote: a .npy file, a folder of segments, or
+        gallery: what `airnet embed` wrote: a .npy file, a folder of parts, or
             milvus://HOST:PORT/COLLECTION.
         k: matches of each query, from 1.
         threshold: the score from which on it is the same person; None: the calibration's.
@@ -199,6 +200,7 @@ def match(
         where: conditions on the gallery's table, all of which a row must fulfil.
         rerank: order each query's nearest `RERANKED` rows by k-reciprocal neighbours.
         index: an index of the gallery to search with; "auto": int8, where there is one.
+        allow_partial: search a folder although parts of its job are missing.
         checkpoint: the run or checkpoint that embedded the gallery; None: found by the record.
         runs_root: where it is looked for.
         table: write the matches here as CSV.
@@ -230,7 +232,7 @@ def match(
         parts = _choose_parts(opened, heads)
         rows, rows_searched = _count(collection, conditions, parts)
     else:
-        opened = open_gallery(place)
+        opened = open_gallery(place, allow_partial=allow_partial)
         parts = _choose_parts(opened, heads)
         allowed = allowed_rows(opened.columns, conditions) if conditions else None
         rows = len(opened.embeddings)

@@ -32,6 +32,7 @@ from airnet_cli.core.drawing import (
 )
 from airnet_cli.core.files import parse_json, replacing, write_json
 from airnet_cli.core.gallery import Gallery
+from airnet_cli.core.gallery.folder import open_gallery
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.report import Block, Figure, FigureRow, Section, write_report
 from airnet_cli.core.runtime import DeviceName
@@ -42,7 +43,6 @@ from airnet_cli.core.saliency import (
     explain_similarity,
     has_attention,
 )
-from airnet_cli.core.segments import open_gallery
 from airnet_cli.errors import CheckpointError, DataError, UsageError
 from airnet_cli.workflows.embedder import Embedder
 from airnet_cli.workflows.runs import Model, find_model

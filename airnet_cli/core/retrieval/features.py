@@ -19,7 +19,7 @@ from torch import Tensor
 
 from airnet_cli.core.arrays import map_array
 from airnet_cli.core.files import is_folder
-from airnet_cli.core.segments import read_segments
+from airnet_cli.core.gallery import open_gallery
 from airnet_cli.errors import DataError
 
 LABEL_COLUMNS = ("person_id", "camera_id")
@@ -52,7 +52,7 @@ def read_features(path: Path) -> LabelledFeatures:
             the row or line.
     """
     if is_folder(path):
-        return _read_segments(path)
+        return _open_gallery(path)
     embeddings = _read_matrix(path)
     table = path.with_suffix(".csv")
     labels, paths = _read_labels(table, beside=path, rows=len(embeddings))  # (N, 2)
@@ -69,8 +69,8 @@ def read_features(path: Path) -> LabelledFeatures:
     )
 
 
-def _read_segments(folder: Path) -> LabelledFeatures:
-    gallery = read_segments(folder)
+def _open_gallery(folder: Path) -> LabelledFeatures:
+    gallery = open_gallery(folder)
     missing = [name for name in LABEL_COLUMNS if name not in gallery.columns]
     if missing or not len(gallery.embeddings):
         what = f"no column {' and no column '.join(missing)}" if missing else "no rows"
@@ -91,7 +91,7 @@ def _read_segments(folder: Path) -> LabelledFeatures:
         embeddings=embeddings,
         person_ids=labels[:, 0].copy(),
         camera_ids=labels[:, 1].copy(),
-        paths=gallery.columns[PATH_COLUMN],
+        paths=tuple(gallery.columns[PATH_COLUMN]),
     )
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from airnet_cli.core.joined import JoinedRows
+from airnet_cli.core.gallery.rows import JoinedRows
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.retrieval.directions import SHORTEST_SQUARED, check_directions
 from airnet_cli.core.retrieval.kernels import Kernel

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from airnet_cli.core import milvus as joint
-from airnet_cli.core.milvus import (
+from airnet_cli.core.gallery import milvus as joint
+from airnet_cli.core.gallery.milvus import (
     Collection,
     CollectionWriter,
     MilvusPlace,

@@ -22,9 +22,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from airnet_cli.cli.app import app
-from airnet_cli.core import milvus as joint
-from airnet_cli.core.gallery import GalleryWriter, Listing
-from airnet_cli.core.milvus import CollectionWriter, gallery_place, make_collection, open_collection
+from airnet_cli.core.gallery import milvus as joint
+from airnet_cli.core.gallery.files import Gallery, write_gallery
+from airnet_cli.core.gallery.milvus import (
+    CollectionWriter,
+    gallery_place,
+    make_collection,
+    open_collection,
+)
 from airnet_cli.core.retrieval.conditions import allowed_rows, parse_condition
 from airnet_cli.errors import AirnetError, CheckpointError, DataError
 from airnet_cli.workflows.match import Matching, match
@@ -134,16 +139,9 @@ class World:
             "precision": "fp32",
         }
         self.file = folder / "gallery.npy"
-        with GalleryWriter(
-            self.file,
-            Listing(self.names, self.columns),
-            dimensions=WIDTH,
-            dtype="float32",
-            settings={},
-            resume=False,
-        ) as writer:
-            writer.append(range(ROWS), self.embeddings)
-            writer.finish(self.record)
+        columns = {"path": self.names, **self.columns}
+        source = Gallery(self.file, self.embeddings, columns, {}, {})
+        write_gallery(self.file, source, self.record | {"dimensions": WIDTH, "dtype": "float32"})
         self.queries = folder / "queries.npy"
         near = self.embeddings[:40] + 0.5 * random.standard_normal((40, WIDTH)).astype(np.float32)
         np.save(self.queries, near)

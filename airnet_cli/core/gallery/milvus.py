@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from airnet_cli.core.gallery import FORMAT, FORMAT_VERSION, Gallery
-from airnet_cli.core.gallery import MUST_AGREE as ALIKE
+from airnet_cli.core.gallery.files import FORMAT, FORMAT_VERSION, Gallery
+from airnet_cli.core.gallery.files import MUST_AGREE as ALIKE
 from airnet_cli.core.retrieval.conditions import Condition, parse_number
 from airnet_cli.errors import CheckpointError, DataError, RuntimeSetupError, UsageError
 
@@ -64,6 +64,8 @@ class MilvusPlace:
     host: str
     port: int
     collection: str
+    tls: bool = False
+    """Whether the connection is encrypted: milvuss:// instead of milvus://."""
 
     @property
     def name(self) -> str:
@@ -76,35 +78,42 @@ class MilvusPlace:
         return f"{self.host}:{self.port}"
 
     def __str__(self) -> str:
-        return f"milvus://{self.address}/{self.collection}"
+        return f"milvus{'s' * self.tls}://{self.address}/{self.collection}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server is on this machine, so that nothing crosses a network."""
+        host = self.host.strip("[]")
+        return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def gallery_place(place: str | Path) -> Path | MilvusPlace:
-    """Where a gallery is, as people type it: a path, or milvus://HOST:PORT/COLLECTION.
+    """The place of a gallery: a path, or milvus://HOST:PORT/COLLECTION (milvuss:// with TLS).
 
-    >>> gallery_place("milvus://localhost:19530/people")
-    MilvusPlace(host='localhost', port=19530, collection='people')
+    >>> gallery_place("milvuss://db.example.com:19530/people")
+    MilvusPlace(host='db.example.com', port=19530, collection='people', tls=True)
 
     Raises:
         UsageError: it begins with milvus: and goes on in another way, or it is another URL.
     """
-    if isinstance(place, str) and "://" in place and not place.startswith("milvus:"):
+    is_milvus = isinstance(place, str) and place.startswith(("milvus:", "milvuss:"))
+    if isinstance(place, str) and "://" in place and not is_milvus:
         raise UsageError(
             f"'{place}' is a URL, and galleries are read from disk; fetch it first, as with "
             "`aws s3 cp --recursive`, and give the folder"
         )
-    if isinstance(place, Path) or not place.startswith("milvus:"):
+    if not is_milvus:
         return Path(place)
     found = re.fullmatch(
-        r"milvus://(\[[0-9A-Fa-f:.]+\]|[^\s/:@\[\]]+):([0-9]{1,5})/([A-Za-z_][A-Za-z0-9_]{0,254})",
-        place,
+        r"milvus(s?)://(\[[0-9A-Fa-f:.]+\]|[^\s/:@\[\]]+):([0-9]{1,5})/([A-Za-z_][A-Za-z0-9_]{0,254})",
+        str(place),
     )
-    if found is None or not 0 < int(found[2]) < 2**16:
+    if found is None or not 0 < int(found[3]) < 2**16:
         raise UsageError(
-            f"'{place}' is no collection; write milvus://HOST:PORT/COLLECTION, the last of "
-            "letters, digits and _, as in milvus://localhost:19530/people"
+            f"'{place}' is not a collection; write milvus://HOST:PORT/COLLECTION (milvuss:// with "
+            "TLS), the last with letters, digits and _, as in milvus://localhost:19530/people"
         )
-    return MilvusPlace(found[1], int(found[2]), found[3])
+    return MilvusPlace(found[2], int(found[3]), found[4], tls=bool(found[1]))
 
 
 def file_stamp(path: Path) -> str:
@@ -501,8 +510,14 @@ def _connect(place: MilvusPlace, token: str) -> Any:
         ) from None
     # It logs each error with its traceback, besides raising it.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    if token and not place.tls and not place.is_local:
+        raise UsageError(
+            f"'{place}' is not encrypted, so AIRNET_MILVUS_TOKEN would be readable on the network; "
+            f"use TLS (milvuss://{place.address}/{place.collection}), or unset the variable"
+        )
+    scheme = "https" if place.tls else "http"
     try:
-        return MilvusClient(uri=f"http://{place.address}", token=token, timeout=CONNECT_SECONDS)
+        return MilvusClient(uri=f"{scheme}://{place.address}", token=token, timeout=CONNECT_SECONDS)
     except MilvusException as error:
         reason = _reason(error)
         if "auth" in reason.lower() or "permission" in reason.lower():
