@@ -23,7 +23,7 @@ from airnet_cli.cli.stopping import stop_if_told
 from airnet_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from airnet_cli.workflows.embed import EmbeddedGallery
+    from airnet_cli.workflows.embedded import EmbeddedGallery
     from airnet_cli.workflows.runs import Model
 
 LISTED = 20

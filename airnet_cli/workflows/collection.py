@@ -16,7 +16,8 @@ from airnet_cli.core.data.sources import path_key, relative_to_folder
 from airnet_cli.core.files import is_folder
 from airnet_cli.core.gallery import folder as folders
 from airnet_cli.core.gallery.files import Gallery
-from airnet_cli.core.gallery.milvus import MilvusPlace, gallery_place, open_collection
+from airnet_cli.core.gallery.milvus import open_collection
+from airnet_cli.core.gallery.place import MilvusPlace, gallery_place
 from airnet_cli.core.retrieval.conditions import allowed_rows, parse_condition
 from airnet_cli.errors import DataError, UsageError
 

@@ -9,22 +9,13 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airnet_cli.core.data.sources import path_key
 from airnet_cli.core.distributed import launched_member, launched_size, take_device
 from airnet_cli.core.files import is_file
 from airnet_cli.core.gallery.files import Gallery, write_gallery
 from airnet_cli.core.gallery.folder import append, check_appendable, open_gallery
-from airnet_cli.core.gallery.milvus import (
-    CollectionWriter,
-    MilvusPlace,
-    file_stamp,
-    gallery_place,
-    make_collection,
-)
 from airnet_cli.core.gallery.parts import (
     check_agreement,
     check_complete,
@@ -33,78 +24,15 @@ from airnet_cli.core.gallery.parts import (
     read_snapshot,
     record_name,
 )
+from airnet_cli.core.gallery.place import MilvusPlace, gallery_place
 from airnet_cli.core.gallery.storage import DiskFolder, folder_at, is_url
-from airnet_cli.core.processes import naming_the_dead
 from airnet_cli.core.progress import Progress, silent
-from airnet_cli.core.runtime import choose_device, has_native_bfloat16
+from airnet_cli.core.runtime import choose_device
 from airnet_cli.errors import DataError, OutputError, UsageError
-from airnet_cli.workflows.collection import milvus_token
-from airnet_cli.workflows.embed_parts import (
-    EmbedOptions,
-    Images,
-    PartWorker,
-    Session,
-    bad_image,
-    gallery_record,
-    load_embedder,
-)
-from airnet_cli.workflows.embedder import Embedder
+from airnet_cli.workflows.embed_milvus import embed_into_collection
+from airnet_cli.workflows.embed_parts import EmbedOptions, Images, Noted, PartWorker, Session
+from airnet_cli.workflows.embedded import EmbeddedGallery, split_seconds
 from airnet_cli.workflows.runs import Model, find_model
-
-JSON_VERSION = 1
-
-Noted = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbeddedGallery:
-    """What one call did for a gallery."""
-
-    path: Path | str | MilvusPlace
-    """The .npy file, the folder, the URL, or the place of the collection."""
-    record: dict[str, Any]
-    """What made the rows; `rows` are all rows of the gallery, None if parts are missing."""
-    skipped: tuple[dict[str, str], ...]
-    """Path and reason of each image that could not be read."""
-    model: Model
-    device: str
-    images: int
-    """Computed by this call, those that were skipped included."""
-    images_before: int
-    """Computed by an earlier call."""
-    seconds: dict[str, float]
-    """Where the time went: total, reading (waiting for images), network, writing."""
-    details: dict[str, Any] = field(default_factory=dict)
-    """Of a folder: the new `part` and how many rows it `replaced`. With shards: how many there
-    are in `total`, were `done` by this call, exist from before (`there`), and are `missing`."""
-
-    @property
-    def shards(self) -> dict[str, int]:
-        """How many parts there are, if the gallery is computed in shards; else empty."""
-        shards: dict[str, int] = self.details.get("shards", {})
-        return shards
-
-    @property
-    def images_per_second(self) -> float:
-        """Over everything: reading, network and writing."""
-        return self.images / self.seconds["total"] if self.seconds["total"] else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON shape of `embed --json` (docs/formats.md)."""
-        described = ("rows", "dimensions", "dtype", "fingerprint", "checkpoint", "run", "heads")
-        settings = ("normalize_heads", "flip", "precision", "runtime")
-        return {
-            "version": JSON_VERSION,
-            "gallery": str(self.path),
-            **{key: self.record[key] for key in (*described, *settings)},
-            "skipped": list(self.skipped),
-            **self.details,
-            "device": self.device,
-            "images": self.images,
-            "images_before": self.images_before,
-            "images_per_second": self.images_per_second,
-            "seconds": self.seconds,
-        }
 
 
 def is_first_process() -> bool:
@@ -145,7 +73,7 @@ def embed(
     model = find_model(options.model, options.runs_root)
     on_model(model)
     if isinstance(place, MilvusPlace):
-        return _to_collection(options, place, model, noted, progress)
+        return embed_into_collection(options, place, model, noted, progress)
     if options.shard_size is not None:
         return _to_shards(options, place, model, noted, progress)
     assert isinstance(place, Path)
@@ -203,7 +131,7 @@ def _to_file(
         raise DataError(f"gallery '{output}' is complete; to write it again, leave --resume out")
     images = Images.of(options, output.parent)
     with _working(work, output, options.resume, noted):
-        worker = PartWorker(options, model, DiskFolder(work), images)
+        worker = PartWorker(options, model, DiskFolder(work), images, noted=noted)
         session = _compute(worker, noted, progress, is_alone=True)
         rows, record = _joined(worker, work)
         record = write_gallery(output, rows, record)
@@ -217,7 +145,7 @@ def _to_folder(
     images = Images.of(options, folder)
     work = folder / f".append-{digest(images.listing)[:16]}.parts"
     with _working(work, folder, options.resume, noted):
-        worker = PartWorker(options, model, DiskFolder(work), images)
+        worker = PartWorker(options, model, DiskFolder(work), images, noted=noted)
         check_appendable(read_snapshot(DiskFolder(folder)), worker.record, folder)
         session = _compute(worker, noted, progress, is_alone=True)
         rows, record = _joined(worker, work)
@@ -240,7 +168,7 @@ def _to_shards(
     else:
         if launched_size() > 1:
             take_device(choose_device(options.device))
-        worker = PartWorker(options, model, folder, images, options.shard_size)
+        worker = PartWorker(options, model, folder, images, options.shard_size, noted)
         try:
             session = _compute(worker, noted, progress, is_alone=False)
         except KeyboardInterrupt:
@@ -331,19 +259,13 @@ def _described(
         device=session.device,
         images=sum(each.images for each in session.computed),
         images_before=session.before,
-        seconds=_seconds(total, reading, network),
+        seconds=split_seconds(total, reading, network),
         details=details or {},
     )
 
 
-def _seconds(total: float, reading: float, network: float) -> dict[str, float]:
-    writing = max(0.0, total - reading - network)
-    return {"total": total, "reading": reading, "network": network, "writing": writing}
-
-
 def _compute(worker: PartWorker, noted: Noted, progress: Progress, *, is_alone: bool) -> Session:
     """Compute the missing parts; of those that torchrun started, this process's turn."""
-    advise(worker.embedder, noted)
     missing = worker.job.missing(worker.folder)
     total = len(worker.images.places)
     before = total - sum(worker.job.count(number, total) for number in missing)
@@ -362,12 +284,6 @@ def _compute(worker: PartWorker, noted: Noted, progress: Progress, *, is_alone: 
     )
 
 
-def advise(embedder: Embedder, noted: Noted) -> None:
-    """Say what would be faster."""
-    if embedder.precision == "bf16" and not has_native_bfloat16(embedder.device):
-        noted(f"this {embedder.device.type} has no bfloat16 of its own; fp32 is faster here")
-
-
 def _joined(worker: PartWorker, work: Path) -> tuple[Gallery, dict[str, Any]]:
     """All rows of a job, and the record that describes them."""
     snapshot = read_snapshot(worker.folder)
@@ -380,51 +296,3 @@ def _joined(worker: PartWorker, work: Path) -> tuple[Gallery, dict[str, Any]]:
             f"{skipped[0]['reason']}"
         )
     return rows, {**worker.record, "skipped": skipped}
-
-
-def _to_collection(
-    options: EmbedOptions, place: MilvusPlace, model: Model, noted: Noted, progress: Progress
-) -> EmbeddedGallery:
-    """Embed into Milvus; others may do so at the same time, each with images of their own."""
-    images = Images.of(options, Path())
-    embedder = load_embedder(options, model)
-    advise(embedder, noted)
-    record = gallery_record(embedder, model) | {"dtype": "float32"}
-    del record["versions"]  # those of one job; a collection is written by many
-    record["columns"] = list(images.listing.columns)
-    collection = make_collection(place, record=record, token=milvus_token())
-    paths = [Path(path) for path in images.places]
-    keys = [path_key(path) for path in paths]
-    missing = list(range(len(keys)))
-    if options.resume:
-        stamps = collection.stamps(keys)
-        missing = [i for i in missing if stamps.get(keys[i]) != file_stamp(paths[i])]
-    before = len(keys) - len(missing)
-    if before:
-        noted(f"{before:,} of {len(keys):,} images are there already")
-    started, reading, network = time.perf_counter(), 0.0, 0.0
-    writer = CollectionWriter(
-        collection,
-        keys=[keys[i] for i in missing],
-        paths=[paths[i] for i in missing],
-        columns={n: [c[i] for i in missing] for n, c in images.listing.columns.items()},
-    )
-    progress("embedding", 0, len(missing), "images")
-    with writer, naming_the_dead("repeat the command with --resume and --workers 0"):
-        for batch in embedder.embed_batches([paths[i] for i in missing]):
-            if batch.bad and options.on_bad_image == "error":
-                raise bad_image(paths[missing[batch.bad[0][0]]], batch.bad[0][1])
-            writer.append(batch.indices, batch.embeddings.numpy(), batch.bad)
-            reading += batch.reading_seconds
-            network += batch.network_seconds
-            progress("embedding", writer.done, len(missing), "images")
-    return EmbeddedGallery(
-        path=place,
-        record={**collection.record, "rows": collection.count()},
-        skipped=writer.skipped,
-        model=model,
-        device=embedder.device.type,
-        images=len(missing),
-        images_before=before,
-        seconds=_seconds(time.perf_counter() - started, reading, network),
-    )

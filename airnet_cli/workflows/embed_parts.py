@@ -8,7 +8,7 @@ take turns, and Ray hands them out (`on_ray.py`). A part that exists is not comp
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,12 +27,15 @@ from airnet_cli.core.gallery.storage import Folder, fetched, is_url, list_object
 from airnet_cli.core.inference import EmbeddedBatch
 from airnet_cli.core.processes import naming_the_dead
 from airnet_cli.core.progress import Progress
-from airnet_cli.core.runtime import DeviceName, PrecisionName
+from airnet_cli.core.runtime import DeviceName, PrecisionName, has_native_bfloat16
 from airnet_cli.errors import DataError
 from airnet_cli.workflows.embedder import Embedder, OnBadImage
 from airnet_cli.workflows.runs import Model
 
 EngineName = Literal["local", "ray"]
+
+Noted = Callable[[str], None]
+"""Is told what a user should know."""
 
 PART_IMAGES = 1024
 """About how many images a job that writes one file computes again when it was stopped."""
@@ -140,6 +143,7 @@ class PartWorker:
         folder: Folder,
         images: Images,
         size: int | None = None,
+        noted: Noted = lambda _: None,
     ) -> None:
         """Prepare to write parts of `size` images into `folder`; None: about `PART_IMAGES`.
 
@@ -148,7 +152,7 @@ class PartWorker:
             CheckpointError, UsageError, RuntimeSetupError: as `Embedder.load`.
         """
         self.model, self.folder, self.images = model, folder, images
-        self.embedder = load_embedder(options, model)
+        self.embedder = load_embedder(options, model, noted)
         self.record = gallery_record(self.embedder, model) | {"dtype": options.dtype}
         batch = self.embedder.batch_size
         size = size or batch * max(1, PART_IMAGES // batch)
@@ -271,8 +275,8 @@ def bad_image(place: Path | str, reason: str) -> DataError:
     )
 
 
-def load_embedder(options: EmbedOptions, model: Model) -> Embedder:
-    """The model, ready to compute as the options say.
+def load_embedder(options: EmbedOptions, model: Model, noted: Noted) -> Embedder:
+    """The model, ready to compute as the options say; `noted` is told what would be faster.
 
     Raises:
         as `Embedder.load`.
@@ -289,6 +293,8 @@ def load_embedder(options: EmbedOptions, model: Model) -> Embedder:
     )
     # As in `evaluate`: the last digits depend on it, and with them the ranks of near ties.
     embedder.batch_size = options.batch_size or embedder.preset.evaluation.batch_size
+    if options.precision == "bf16" and not has_native_bfloat16(embedder.device):
+        noted(f"this {embedder.device.type} has no bfloat16 of its own; fp32 is faster here")
     return embedder
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from airnet_cli.core.files import holding_output
 from airnet_cli.core.gallery import Gallery, read_gallery
-from airnet_cli.core.gallery.milvus import MilvusPlace, gallery_place
+from airnet_cli.core.gallery.place import MilvusPlace, gallery_place
 from airnet_cli.core.hnsw import make_hnsw_index
 from airnet_cli.core.index import IndexKind, make_int8_index, remove_index_parts
 from airnet_cli.core.progress import Progress, silent

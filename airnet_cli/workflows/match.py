@@ -22,7 +22,8 @@ from airnet_cli.core.drawing import MatchState, RankedMatch, RankedRow, draw_ran
 from airnet_cli.core.files import is_file, replacing, write_rows, write_text
 from airnet_cli.core.gallery import Gallery, read_gallery
 from airnet_cli.core.gallery.folder import open_gallery
-from airnet_cli.core.gallery.milvus import Collection, MilvusPlace, gallery_place, open_collection
+from airnet_cli.core.gallery.milvus import Collection, open_collection
+from airnet_cli.core.gallery.place import MilvusPlace, gallery_place
 from airnet_cli.core.hnsw import HnswIndex
 from airnet_cli.core.index import IndexKind, has_index, read_int8_index
 from airnet_cli.core.progress import Progress, silent

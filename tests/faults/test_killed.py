@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from airnet_cli.core.data.manifest import load_prepared
-from airnet_cli.core.gallery import index_files
+from airnet_cli.core.index import index_files
 from airnet_cli.errors import DataError
 
 pytestmark = pytest.mark.slow

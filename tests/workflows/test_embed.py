@@ -16,8 +16,9 @@ from airnet_cli.core.gallery.storage import DiskFolder
 from airnet_cli.errors import AirnetError, CheckpointError, DataError, OutputError, UsageError
 from airnet_cli.workflows import embed_parts
 from airnet_cli.workflows.collection import compact_gallery, count_rows, delete_rows
-from airnet_cli.workflows.embed import EmbeddedGallery, embed
+from airnet_cli.workflows.embed import embed
 from airnet_cli.workflows.embed_parts import EmbedOptions, Images, PartWorker
+from airnet_cli.workflows.embedded import EmbeddedGallery
 from airnet_cli.workflows.embedder import Embedder
 from airnet_cli.workflows.runs import find_model
 

@@ -27,7 +27,7 @@ from airnet_cli.core.gallery.table import CsvFile, Table
 from airnet_cli.errors import DataError
 
 if TYPE_CHECKING:
-    from airnet_cli.core.gallery.milvus import MilvusPlace
+    from airnet_cli.core.gallery.place import MilvusPlace
 
 FORMAT = "airnet-gallery"
 FORMAT_VERSION = 1

@@ -1,47 +1,43 @@
 """A gallery in a Milvus cluster: a collection whose description says which model made its rows.
 
-    path        the image's absolute path: the key, so that embedding it again replaces its row
-    file        size and time of the image when it was embedded: what a stopped job has done
+    path        the image's absolute path: the key, so embedding an image again replaces its row
+    file        size and time of the image when it was embedded, for `--resume`
     cells       JSON: the further columns, as text, as in a gallery's table
     numbers     JSON: those of them that are numbers, for conditions
-    embedding   D float32, as the network gave them; the index compares by cosine
+    embedding   D float32, as the network computed them; the index compares by cosine
 
-The engine, whose index may be approximate, only proposes: it is asked for more rows than are
-wanted, with their vectors, and `search` scores and orders those as it does a gallery on disk.
+Milvus, whose index may be approximate, only proposes: it is asked for more rows than are wanted,
+with their vectors, and `search` scores and orders these like those of a gallery on disk.
 
-pymilvus (extra `milvus`) is imported when a collection is opened, and never otherwise. Only calls
-that servers since 2.3 have are used.
+pymilvus (extra `milvus`) is imported when a collection is opened. Only calls that servers since 2.3
+have are used.
 """
 
 import contextlib
 import json
 import logging
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from airnet_cli.core.gallery.files import FORMAT, FORMAT_VERSION, Gallery
-from airnet_cli.core.gallery.files import MUST_AGREE as ALIKE
+from airnet_cli.core.gallery.files import FORMAT, FORMAT_VERSION, Gallery, check_record
+from airnet_cli.core.gallery.parts import check_agreement
+from airnet_cli.core.gallery.place import MilvusPlace
 from airnet_cli.core.retrieval.conditions import Condition, parse_number
-from airnet_cli.errors import CheckpointError, DataError, RuntimeSetupError, UsageError
+from airnet_cli.errors import DataError, RuntimeSetupError, UsageError
 
 CONNECT_SECONDS = 10.0
 CALL_SECONDS = 60.0
 LOAD_SECONDS = 600.0
 """How long a server may take: to answer at all, for one call, to load a collection."""
 
-BATCH_BYTES = 16 * 2**20
-"""Of an upsert; servers take messages of up to 64 MB."""
-BATCH_SECONDS = 5.0
-"""How much work a kill may cost."""
+MESSAGE_BYTES = 16 * 2**20
+"""Size of one upsert; servers take messages of up to 64 MB."""
 REPLY_BYTES = 32 * 2**20
-"""Of the vectors that one search brings back, where one query's are not more."""
+"""Size of the vectors that one search brings back, unless one query has more."""
 
 KEYS_AT_ONCE = 4096
 """Paths that one query or deletion names."""
@@ -52,77 +48,6 @@ MOST_ASKED = 16_384
 
 WIDTH_OF_SEARCH = {"HNSW": "ef", "DISKANN": "search_list"}
 """Indexes that must be told to look at as many rows as they are to find, and how."""
-
-MUST_AGREE = (*ALIKE, "columns")
-"""What all rows of a collection have in common."""
-
-
-@dataclass(frozen=True, slots=True)
-class MilvusPlace:
-    """Where a collection is."""
-
-    host: str
-    port: int
-    collection: str
-    tls: bool = False
-    """Whether the connection is encrypted: milvuss:// instead of milvus://."""
-
-    @property
-    def name(self) -> str:
-        """The collection's, as a file's name is that of a gallery on disk."""
-        return self.collection
-
-    @property
-    def address(self) -> str:
-        """Of the server."""
-        return f"{self.host}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"milvus{'s' * self.tls}://{self.address}/{self.collection}"
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the server is on this machine, so that nothing crosses a network."""
-        host = self.host.strip("[]")
-        return host == "localhost" or host == "::1" or host.startswith("127.")
-
-
-def gallery_place(place: str | Path) -> Path | MilvusPlace:
-    """The place of a gallery: a path, or milvus://HOST:PORT/COLLECTION (milvuss:// with TLS).
-
-    >>> gallery_place("milvuss://db.example.com:19530/people")
-    MilvusPlace(host='db.example.com', port=19530, collection='people', tls=True)
-
-    Raises:
-        UsageError: it begins with milvus: and goes on in another way, or it is another URL.
-    """
-    is_milvus = isinstance(place, str) and place.startswith(("milvus:", "milvuss:"))
-    if isinstance(place, str) and "://" in place and not is_milvus:
-        raise UsageError(
-            f"'{place}' is a URL, and galleries are read from disk; fetch it first, as with "
-            "`aws s3 cp --recursive`, and give the folder"
-        )
-    if not is_milvus:
-        return Path(place)
-    found = re.fullmatch(
-        r"milvus(s?)://(\[[0-9A-Fa-f:.]+\]|[^\s/:@\[\]]+):([0-9]{1,5})/([A-Za-z_][A-Za-z0-9_]{0,254})",
-        str(place),
-    )
-    if found is None or not 0 < int(found[3]) < 2**16:
-        raise UsageError(
-            f"'{place}' is not a collection; write milvus://HOST:PORT/COLLECTION (milvuss:// with "
-            "TLS), the last with letters, digits and _, as in milvus://localhost:19530/people"
-        )
-    return MilvusPlace(found[2], int(found[3]), found[4], tls=bool(found[1]))
-
-
-def file_stamp(path: Path) -> str:
-    """Size and time of a file, by which it is known to have changed; empty where it is gone."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ""
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 class Collection:
@@ -140,14 +65,17 @@ class Collection:
             described = client.describe_collection(place.collection, timeout=CALL_SECONDS)
         self.record = _read_record(place, str(described.get("description", "")))
         with asking(place, "load it"):
-            if not client.list_indexes(place.collection):  # killed while it was made
-                _make_index(place, client)
+            if not client.list_indexes(place.collection):  # killed while it was created
+                # FLAT is the exact scan; to use another index, drop this one and create yours.
+                index = client.prepare_index_params()
+                index.add_index("embedding", index_type="FLAT", metric_type="COSINE", params={})
+                client.create_index(place.collection, index, timeout=CALL_SECONDS)
             client.load_collection(place.collection, timeout=LOAD_SECONDS)
 
     @property
     def gallery(self) -> Gallery:
-        """What is known of all rows, as a gallery that holds none."""
-        return self._gallery([], [], [])
+        """What is known about all rows, as a gallery without rows."""
+        return self._gallery([])
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -158,41 +86,51 @@ class Collection:
         """How many rows fulfil all conditions.
 
         Raises:
-            UsageError: a condition names a column that is not there.
-            DataError: the server refuses, or is away.
+            UsageError: a condition names a column that doesn't exist.
+            DataError: the server refuses or doesn't answer.
         """
-        expression = self._expression(conditions)
-        with asking(self.place, "count rows"):
-            (counted,) = self._client.query(
-                self.place.collection,
-                filter=expression,
-                output_fields=["count(*)"],
-                timeout=CALL_SECONDS,
-            )
+        (counted,) = self._query("count rows", self._expression(conditions), ["count(*)"])
         return int(counted["count(*)"])
 
     def stamps(self, keys: Sequence[str]) -> dict[str, str]:
-        """The `file_stamp` of the images that have a row, by their path; others are left out."""
+        """What `file` says about the images that have a row, by their path."""
         found: dict[str, str] = {}
         for begin in range(0, len(keys), KEYS_AT_ONCE):
             named = list(keys[begin : begin + KEYS_AT_ONCE])
-            with asking(self.place, "look up paths"):
-                rows = self._client.query(
-                    self.place.collection,
-                    filter=f"path in {_quoted(named)}",
-                    output_fields=["path", "file"],
-                    limit=len(named),
-                    timeout=CALL_SECONDS,
-                )
+            expression, fields = f"path in {_quoted(named)}", ["path", "file"]
+            rows = self._query("look up paths", expression, fields, limit=len(named))
             found |= {row["path"]: row["file"] for row in rows}
         return found
 
-    def upsert(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Put rows in, each in the place of one with the same path if there is one."""
-        with asking(self.place, "take rows"):
-            self._client.upsert(
-                self.place.collection, [dict(row) for row in rows], timeout=CALL_SECONDS
-            )
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows, or replace those of the same images.
+
+        Args:
+            rows: with the keys `path`, `file`, `embedding` (D,), and `columns`: a dictionary of
+                texts.
+
+        Raises:
+            DataError: a path is too long, an embedding is not finite, or the server refuses.
+        """
+        entities = []
+        for row in rows:
+            if len(row["path"].encode()) > LONGEST_PATH or not np.isfinite(row["embedding"]).all():
+                raise DataError(
+                    f"'{row['path'][:60]}' can't be added to '{self.place}': its path has more "
+                    f"than {LONGEST_PATH:,} bytes, or its embedding is not finite; move the image, "
+                    "or use --precision fp32"
+                )
+            cells = {name: cell.strip() for name, cell in row["columns"].items()}
+            numbers = {name: storable_number(cell) for name, cell in cells.items()}
+            own = {key: row[key] for key in ("path", "file", "embedding")}
+            known = {name: number for name, number in numbers.items() if number is not None}
+            entities.append({**own, "cells": cells, "numbers": known})
+        step = max(1, MESSAGE_BYTES // (4 * self.record["dimensions"] + LONGEST_PATH))
+        for begin in range(0, len(entities), step):
+            with asking(self.place, "take rows"):
+                self._client.upsert(
+                    self.place.collection, entities[begin : begin + step], timeout=CALL_SECONDS
+                )
 
     def delete(self, keys: Sequence[str]) -> int:
         """Delete the rows of these paths; how many there were."""
@@ -212,10 +150,9 @@ class Collection:
     def nearest(
         self, queries: npt.NDArray[np.float32], *, k: int, conditions: Sequence[Condition]
     ) -> Iterator[tuple[slice, Gallery]]:
-        """Yield, for a few of the queries at a time, a gallery of rows among which their nearest
-        are.
+        """Yield, for some of the queries at a time, a gallery that has their nearest rows.
 
-        The rows are ordered by path, as those of a gallery on disk: so are equal scores.
+        Its rows are ordered by path: among equal scores the lower path comes first.
 
         Args:
             queries: (Q, D), whole embeddings.
@@ -223,8 +160,8 @@ class Collection:
             conditions: that the rows fulfil.
 
         Raises:
-            UsageError: `k` is more than Milvus gives; a condition on a column that is not there.
-            DataError: no row is found; the server refuses, or is away.
+            UsageError: `k` is more than Milvus finds; a condition on an unknown column.
+            DataError: no row is found; the server refuses or doesn't answer.
         """
         if k > MOST_ASKED:
             raise UsageError(f"-k {k}: Milvus finds at most {MOST_ASKED:,}; ask for fewer")
@@ -247,47 +184,32 @@ class Collection:
                 )
             rows = {hit["entity"]["path"]: hit["entity"] for hits in found for hit in hits}
             if not rows:
+                told = f"with {' and '.join(map(str, conditions))}" if conditions else "at all"
                 raise DataError(
-                    f"nothing was found in '{self.place}'"
-                    + (f" under {' and '.join(map(str, conditions))}" if conditions else "")
-                    + "; `airnet gallery count` says how many rows there are"
+                    f"'{self.place}' has no row {told}; count rows with `airnet gallery count`"
                 )
-            paths = sorted(rows)
-            yield (
-                part,
-                self._gallery(
-                    paths,
-                    [rows[path]["cells"] for path in paths],
-                    [np.asarray(rows[path]["embedding"], np.float32) for path in paths],
-                ),
-            )
+            yield part, self._gallery([rows[path] for path in sorted(rows)])
 
     def _width(self, asked: int) -> dict[str, int]:
-        """What this collection's index is told beside the number of rows."""
+        """What this collection's index is told besides the number of rows."""
         index = self._client.describe_index(self.place.collection, "embedding") or {}
         name = WIDTH_OF_SEARCH.get(str(index.get("index_type")))
         return {} if name is None else {name: max(64, asked)}
 
-    def _gallery(
-        self,
-        paths: Sequence[str],
-        cells: Sequence[Mapping[str, str]],
-        embeddings: Sequence[npt.NDArray[np.float32]],
-    ) -> Gallery:
-        width = self.record["dimensions"]
+    def _gallery(self, rows: Sequence[Mapping[str, Any]]) -> Gallery:
+        embeddings = [np.asarray(row["embedding"], np.float32) for row in rows]
+        empty = np.empty((0, self.record["dimensions"]), np.float32)
+        columns = {n: tuple(row["cells"].get(n, "") for row in rows) for n in self.columns}
         return Gallery(
             path=self.place,
-            embeddings=np.stack(embeddings) if embeddings else np.empty((0, width), np.float32),
-            columns={
-                "path": tuple(paths),
-                **{name: tuple(row.get(name, "") for row in cells) for name in self.columns},
-            },
+            embeddings=np.stack(embeddings) if embeddings else empty,
+            columns={"path": tuple(row["path"] for row in rows), **columns},
             heads={name: slice(*part) for name, part in self.record["heads"].items()},
             record=self.record,
         )
 
     def _expression(self, conditions: Sequence[Condition]) -> str:
-        """The conditions in Milvus's words; they mean what `allowed_rows` makes of them."""
+        """The conditions in Milvus's language; they mean the same as in `allowed_rows`."""
         for condition in conditions:
             if condition.column not in ("path", *self.columns):
                 raise UsageError(
@@ -296,152 +218,95 @@ class Collection:
                 )
         return " and ".join(f"({expression_of(condition)})" for condition in conditions)
 
+    def _query(self, what: str, expression: str, fields: list[str], **limit: int) -> Any:
+        with asking(self.place, what):
+            return self._client.query(
+                self.place.collection,
+                filter=expression,
+                output_fields=fields,
+                timeout=CALL_SECONDS,
+                **limit,
+            )
+
     def _delete(self, expression: str) -> None:
         with asking(self.place, "delete rows"):
             self._client.delete(self.place.collection, filter=expression, timeout=CALL_SECONDS)
 
 
-def open_collection(place: MilvusPlace, *, token: str) -> Collection:
-    """Connect, and open a collection that is there.
+def open_collection(
+    place: MilvusPlace, *, token: str, record: Mapping[str, Any] | None = None
+) -> Collection:
+    """Connect and open a collection.
 
     Args:
         place: of the collection.
-        token: USER:PASSWORD, or an API key; empty for a server that asks for none.
+        token: USER:PASSWORD, or an API key; empty for a server without a login.
+        record: what makes the rows that are to be added, with `columns` and the keys of
+            `MUST_AGREE`; then the collection is created if it doesn't exist.
 
     Raises:
         RuntimeSetupError: pymilvus is not installed.
-        DataError: the server or the collection is not there, or not of airnet.
+        UsageError: the token would cross a network without encryption.
+        DataError: there is no such server or collection, or its rows are of another kind.
     """
     client = _connect(place, token)
     with asking(place, "look it up"):
-        is_there = client.has_collection(place.collection, timeout=CALL_SECONDS)
-    if not is_there:
+        exists = client.has_collection(place.collection, timeout=CALL_SECONDS)
+    if record is None and not exists:
         raise DataError(
-            f"Milvus at {place.address} has no collection {place.collection}; "
-            f"`airnet embed IMAGES -o {place}` makes it"
+            f"Milvus at {place.address} has no collection {place.collection}; create it with "
+            f"`airnet embed IMAGES -o {place}`"
         )
-    return Collection(place, client)
-
-
-def make_collection(place: MilvusPlace, *, record: Mapping[str, Any], token: str) -> Collection:
-    """Connect, and open a collection for rows that `record` describes; make it if it is not there.
-
-    Args:
-        place: of the collection.
-        record: as in a gallery's .json, with all of `MUST_AGREE`.
-        token: see `open_collection`.
-
-    Raises:
-        RuntimeSetupError: pymilvus is not installed.
-        CheckpointError: the collection's rows are of another model.
-        DataError: they differ otherwise; the server is not there, or refuses.
-    """
-    client = _connect(place, token)
-    record = {"format": FORMAT, "format_version": FORMAT_VERSION, **record}
-    with asking(place, "make it"):
-        if not client.has_collection(place.collection, timeout=CALL_SECONDS):
+    if record is not None and not exists:
+        with asking(place, "create it"):
             _create(place, client, record)
     collection = Collection(place, client)
-    _check_agreement(collection, json.loads(json.dumps(record)))
+    if record is not None:
+        plain = json.loads(json.dumps(record))
+        check_agreement(plain, collection.record, str(place))
+        if plain["columns"] != collection.record["columns"]:
+            raise DataError(
+                f"'{place}' has the columns {', '.join(collection.columns)}, and these images have "
+                f"{', '.join(plain['columns'])}; embed them into another collection"
+            )
     return collection
 
 
-class CollectionWriter:
-    """Puts embedded images into a collection as they come, several megabytes at a time.
+def _create(place: MilvusPlace, client: Any, record: Mapping[str, Any]) -> None:
+    from pymilvus import DataType
 
-    As a context manager, whatever ends the block leaves what was embedded in the collection.
-    """
+    described = {"format": FORMAT, "format_version": FORMAT_VERSION, **record}
+    schema = client.create_schema(
+        auto_id=False, enable_dynamic_field=False, description=json.dumps(described)
+    )
+    schema.add_field("path", DataType.VARCHAR, is_primary=True, max_length=LONGEST_PATH)
+    schema.add_field("file", DataType.VARCHAR, max_length=64)
+    schema.add_field("cells", DataType.JSON)
+    schema.add_field("numbers", DataType.JSON)
+    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=record["dimensions"])
+    client.create_collection(
+        place.collection,
+        schema=schema,
+        consistency_level="Strong",  # the next command, or --resume, finds what was written
+        timeout=CALL_SECONDS,
+    )
 
-    def __init__(
-        self,
-        collection: Collection,
-        *,
-        keys: Sequence[str],
-        paths: Sequence[Path],
-        columns: Mapping[str, Sequence[str]],
-    ) -> None:
-        """Take N images: their keys (`path` in the collection), where they lie, their cells.
 
-        Raises:
-            DataError: a key is too long.
-        """
-        for key in keys:
-            if len(key.encode()) > LONGEST_PATH:
-                raise DataError(
-                    f"the path '{key[:60]}…' is longer than {LONGEST_PATH:,} bytes, which is what "
-                    "a collection takes; move the image"
-                )
-        self.done = 0
-        """Images that are finished, bad ones included."""
-        self.skipped: tuple[dict[str, str], ...] = ()
-        """Path and reason of each bad image so far."""
-        self._collection = collection
-        self._keys = keys
-        self._paths = paths
-        self._columns = columns
-        self._rows: list[dict[str, Any]] = []
-        self._bytes = 0
-        self._sent = time.monotonic()
-
-    def __enter__(self) -> "CollectionWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.send()
-        else:  # what ends the block is worth more than the rows of some seconds
-            with contextlib.suppress(DataError):
-                self.send()
-
-    def append(
-        self,
-        indices: Sequence[int],
-        embeddings: npt.NDArray[np.floating[Any]],
-        bad: Sequence[tuple[int, str]] = (),
-    ) -> None:
-        """Add the next images: rows for `indices`, none for those that are `bad` (with reasons).
-
-        Raises:
-            DataError: an embedding that is not finite; the server refuses, or is away.
-        """
-        for index, values in zip(indices, embeddings, strict=True):
-            if not np.isfinite(values).all():
-                raise DataError(
-                    f"the embedding of '{self._keys[index]}' is not finite; use --precision fp32, "
-                    "or else the model is broken"
-                )
-            row = self._row(index, values)
-            size = values.size * 4 + len(json.dumps([row["path"], row["cells"], row["numbers"]]))
-            if self._bytes + size > BATCH_BYTES:
-                self.send()
-            self._rows.append(row)
-            self._bytes += size
-        self.skipped += tuple({"path": self._keys[i], "reason": reason} for i, reason in bad)
-        self.done += len(indices) + len(bad)
-        if time.monotonic() - self._sent >= BATCH_SECONDS:
-            self.send()
-
-    def send(self) -> None:
-        """Bring what was added to the server."""
-        rows, self._rows, self._bytes = self._rows, [], 0
-        if rows:
-            self._collection.upsert(rows)
-        self._sent = time.monotonic()
-
-    def _row(self, index: int, values: npt.NDArray[np.floating[Any]]) -> dict[str, Any]:
-        cells = {name: column[index].strip() for name, column in self._columns.items()}
-        numbers = {name: storable_number(cell) for name, cell in cells.items()}
-        return {
-            "path": self._keys[index],
-            "file": file_stamp(self._paths[index]),
-            "cells": cells,
-            "numbers": {name: number for name, number in numbers.items() if number is not None},
-            "embedding": values.astype(np.float32),
-        }
+def _read_record(place: MilvusPlace, description: str) -> dict[str, Any]:
+    try:
+        described = json.loads(description)
+    except ValueError:
+        described = None
+    if not isinstance(described, dict) or not isinstance(described.get("columns"), list):
+        raise DataError(
+            f"collection '{place}' is not of airnet: its description doesn't name a model; choose "
+            "another name"
+        )
+    return check_record({"rows": 0, **described}, name=str(place), format_name=FORMAT)
 
 
 def storable_number(text: str) -> int | float | None:
-    """The number that `text` is, as JSON and Milvus hold it; None where it is none, or too large.
+    """The number that `text` is, if JSON and Milvus can store it.
 
     >>> storable_number("03"), storable_number("3.5"), storable_number("x")
     (3, 3.5, None)
@@ -457,7 +322,7 @@ def storable_number(text: str) -> int | float | None:
 
 
 def expression_of(condition: Condition) -> str:
-    """One condition in Milvus's words.
+    """One condition in Milvus's language.
 
     >>> print(expression_of(Condition("camera_id", "=", "3")))
     numbers["camera_id"] == 3
@@ -475,125 +340,49 @@ def expression_of(condition: Condition) -> str:
     if number is None:
         raise UsageError(f"condition '{condition}': Milvus has no numbers of this size")
     compared = f"numbers[{name}] {operator} {number!r}"
-    # A cell that is no number differs from every number; servers do not agree on that.
+    # A cell that is not a number differs from every number; servers do not agree on that.
     # The brackets are needed: `exists` takes in what follows it.
     return f"({compared}) or (not exists numbers[{name}])" if operator == "!=" else compared
 
 
 @contextlib.contextmanager
 def asking(place: MilvusPlace, what: str) -> Iterator[None]:
-    """Make one line of what Milvus answers when it can't `what`."""
+    """Turn an answer of Milvus that it can't do `what` into one line."""
     from pymilvus import MilvusException
 
     try:
         yield
     except MilvusException as error:
         reason = _reason(error)
-        lower = reason.lower()
-        if "permission" in lower or "auth" in lower or "privilege" in lower:
-            what_to_do = "set AIRNET_MILVUS_TOKEN to USER:PASSWORD of somebody who may"
-        elif "memory" in lower or "quota" in lower or "limit" in lower:
-            what_to_do = "give it more room, or repeat the command later"
-        else:
-            what_to_do = "see whether the server is well, then repeat the command"
-        raise DataError(f"collection '{place}': can't {what}: {reason}; {what_to_do}") from None
+        advice = "check the server, then repeat the command"
+        if re.search("permission|auth|privilege", reason, re.IGNORECASE):
+            advice = "set AIRNET_MILVUS_TOKEN to USER:PASSWORD of a user with that permission"
+        raise DataError(f"collection '{place}': can't {what}: {reason}; {advice}") from None
 
 
 def _connect(place: MilvusPlace, token: str) -> Any:
     """A client of the server."""
-    try:
-        from pymilvus import MilvusClient, MilvusException
-    except ImportError:
-        raise RuntimeSetupError(
-            f"'{place}' needs pymilvus, which is not installed; `pip install 'airnet[milvus]'` "
-            "brings it"
-        ) from None
-    # It logs each error with its traceback, besides raising it.
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     if token and not place.tls and not place.is_local:
         raise UsageError(
             f"'{place}' is not encrypted, so AIRNET_MILVUS_TOKEN would be readable on the network; "
             f"use TLS (milvuss://{place.address}/{place.collection}), or unset the variable"
         )
-    scheme = "https" if place.tls else "http"
     try:
-        return MilvusClient(uri=f"{scheme}://{place.address}", token=token, timeout=CONNECT_SECONDS)
-    except MilvusException as error:
-        reason = _reason(error)
-        if "auth" in reason.lower() or "permission" in reason.lower():
-            raise DataError(
-                f"Milvus at {place.address} does not let us in: {reason}; set AIRNET_MILVUS_TOKEN "
-                "to USER:PASSWORD"
-            ) from None
-        raise DataError(
-            f"no Milvus answers at {place.address}: {reason}; start it, or correct the address in "
-            f"'{place}'"
+        from pymilvus import MilvusClient, MilvusException
+    except ImportError:
+        raise RuntimeSetupError(
+            f"'{place}' needs pymilvus, which is not installed; pip install 'airnet[milvus]'"
         ) from None
-
-
-def _create(place: MilvusPlace, client: Any, record: Mapping[str, Any]) -> None:
-    from pymilvus import DataType
-
-    schema = client.create_schema(
-        auto_id=False, enable_dynamic_field=False, description=json.dumps(record)
-    )
-    schema.add_field("path", DataType.VARCHAR, is_primary=True, max_length=LONGEST_PATH)
-    schema.add_field("file", DataType.VARCHAR, max_length=64)
-    schema.add_field("cells", DataType.JSON)
-    schema.add_field("numbers", DataType.JSON)
-    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=record["dimensions"])
-    client.create_collection(
-        place.collection,
-        schema=schema,
-        consistency_level="Strong",  # what was written is found: by the next command, by --resume
-        timeout=CALL_SECONDS,
-    )
-
-
-def _make_index(place: MilvusPlace, client: Any) -> None:
-    """FLAT is the exact scan; who wants another index drops this one and makes theirs."""
-    index = client.prepare_index_params()
-    index.add_index("embedding", index_type="FLAT", metric_type="COSINE", params={})
-    client.create_index(place.collection, index, timeout=CALL_SECONDS)
-
-
-def _read_record(place: MilvusPlace, description: str) -> dict[str, Any]:
+    # It logs each error with its traceback, besides raising it.
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    uri = f"http{'s' * place.tls}://{place.address}"
     try:
-        record = json.loads(description)
-        is_ours = record["format"] == FORMAT
-        missing = [key for key in MUST_AGREE if key not in record]
-    except (ValueError, KeyError, TypeError):
-        is_ours = False
-    if not is_ours:
+        return MilvusClient(uri=uri, token=token, timeout=CONNECT_SECONDS)
+    except MilvusException as error:
         raise DataError(
-            f"collection '{place}' is not of airnet: its description says nothing about a model; "
-            "choose another name"
-        )
-    if record.get("format_version") != FORMAT_VERSION or missing:
-        raise DataError(
-            f"collection '{place}' has format version {record.get('format_version')} and lacks "
-            f"{', '.join(missing) or 'nothing'}; this airnet reads {FORMAT_VERSION}: update "
-            "airnet, or embed into another collection"
-        )
-    return dict(record)
-
-
-def _check_agreement(collection: Collection, record: Mapping[str, Any]) -> None:
-    place, there = collection.place, collection.record
-    for key in MUST_AGREE:
-        if there[key] == record[key]:
-            continue
-        if key == "fingerprint":
-            raise CheckpointError(
-                f"collection '{place}' holds embeddings of '{there.get('checkpoint', 'a model')}' "
-                f"({there[key][:12]}), and '{record.get('checkpoint', 'this')}' is another model "
-                f"({record[key][:12]}): they can't be compared; use the same model, or another "
-                "collection"
-            )
-        raise DataError(
-            f"collection '{place}' differs in {key}: it has {_short(there[key])}, this command "
-            f"{_short(record[key])}; embed as before, or into another collection"
-        )
+            f"no Milvus answers at {place.address}: {_reason(error)}; start it, correct the "
+            f"address in '{place}', or set AIRNET_MILVUS_TOKEN to USER:PASSWORD"
+        ) from None
 
 
 def _quoted(value: object) -> str:
@@ -601,11 +390,7 @@ def _quoted(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _short(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _reason(error: Exception) -> str:
-    """What Milvus said, on one line of bearable length."""
+    """What Milvus said, on one line of limited length."""
     text = " ".join(str(getattr(error, "message", "") or error).split())
     return text if len(text) <= 200 else f"{text[:200]}…"

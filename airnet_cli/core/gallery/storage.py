@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 from airnet_cli.core.data.sources import IMAGE_SUFFIXES
 from airnet_cli.errors import DataError, OutputError
@@ -31,47 +31,12 @@ def is_url(place: object) -> bool:
     return isinstance(place, str) and "://" in place
 
 
-class Folder(Protocol):
-    """A flat folder of files; it doesn't need to exist before the first file.
+class DiskFolder:
+    """A flat folder of files, on this machine or on a disk that machines share.
 
-    All methods raise:
+    It doesn't need to exist before the first file. All methods raise:
         DataError, OutputError: the place can't be read or written.
     """
-
-    def names(self) -> frozenset[str]:
-        """The names of all files."""
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a small file.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
-
-    def staging(self) -> contextlib.AbstractContextManager[Path]:
-        """A folder of this machine in which files are written before they are `put`."""
-
-    def put(self, file: Path) -> None:
-        """Bring a file, written in `staging`, into the folder under its name."""
-
-    def create(self, name: str, content: bytes) -> bool:
-        """Create a file, completely or not at all; False if it exists."""
-
-    def remove(self, name: str) -> None:
-        """Remove a file; nothing happens if it doesn't exist or is in use (Windows)."""
-
-
-def folder_at(place: Path | str) -> Folder:
-    """The folder at a path or URL.
-
-    Raises:
-        DataError: a package that the URL needs is missing, or the protocol is unknown.
-    """
-    return ObjectFolder(place) if isinstance(place, str) and is_url(place) else DiskFolder(place)
-
-
-class DiskFolder:
-    """See `Folder`: on this machine, or on a disk that machines share."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -80,7 +45,7 @@ class DiskFolder:
         return str(self.path)
 
     def names(self) -> frozenset[str]:
-        """See `Folder`."""
+        """The names of all files."""
         try:
             return frozenset(os.listdir(self.path))  # noqa: PTH208  names, not paths
         except FileNotFoundError:
@@ -89,7 +54,11 @@ class DiskFolder:
             raise DataError(f"folder '{self.path}' can't be read: {error.strerror}") from None
 
     def read(self, name: str) -> bytes:
-        """See `Folder`."""
+        """The bytes of a small file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
         try:
             return (self.path / name).read_bytes()
         except FileNotFoundError:
@@ -99,51 +68,34 @@ class DiskFolder:
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
-        """See `Folder`: the folder itself, since nothing counts without a record."""
+        """A folder in which files are written before they are `put`: the folder itself."""
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             yield self.path
 
     def put(self, file: Path) -> None:
-        """See `Folder`: it is there already."""
+        """Bring a file from `staging` into the folder under its name; it is there already."""
 
     def create(self, name: str, content: bytes) -> bool:
-        """See `Folder`: a finished temporary file gets its name by a hard link."""
+        """Create a file, completely or not at all; False if it exists.
+
+        A finished temporary file gets its name by a hard link.
+        """
         file = self.path / name
         temporary = self.path / f".{name}.{secrets.token_hex(4)}.part"
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             try:
-                with temporary.open("xb") as opened:
-                    opened.write(content)
-                    opened.flush()
-                    os.fsync(opened.fileno())
-                os.link(temporary, file)
-            except FileExistsError:
-                return False
-            except FileNotFoundError:  # somebody created the file and removed our temporary one
-                return False
-            except OSError:
-                return self._create_without_links(file, content)
+                _write(temporary, content)
+                return _link(temporary, file, content)
             finally:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
-        return True
 
     def remove(self, name: str) -> None:
-        """See `Folder`."""
+        """Remove a file, unless it doesn't exist or is in use (Windows)."""
         with contextlib.suppress(OSError):
             (self.path / name).unlink()
-
-    def _create_without_links(self, file: Path, content: bytes) -> bool:
-        """Create a file where the file system has no hard links (exFAT); a kill may cut it off."""
-        try:
-            handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        except FileExistsError:
-            return False
-        with open(handle, "wb") as opened:  # noqa: PTH123  a handle
-            opened.write(content)
-        return True
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -156,8 +108,35 @@ class DiskFolder:
             ) from error
 
 
+def _write(file: Path, content: bytes) -> None:
+    """Create a file and write it to the disk."""
+    with file.open("xb") as opened:
+        opened.write(content)
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def _link(temporary: Path, file: Path, content: bytes) -> bool:
+    """Give a finished temporary file its name; False if that exists."""
+    try:
+        os.link(temporary, file)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:  # somebody created `file`, and removed our temporary one
+        return False
+    except OSError:  # a file system without hard links (exFAT), where a kill may cut the file off
+        try:
+            _write(file, content)
+        except FileExistsError:
+            return False
+        except OSError:
+            file.unlink(missing_ok=True)
+            raise
+    return True
+
+
 class ObjectFolder:
-    """See `Folder`: a prefix of a bucket."""
+    """Like `DiskFolder`, for a prefix of a bucket."""
 
     def __init__(self, url: str) -> None:
         """Nothing is asked yet."""
@@ -168,7 +147,7 @@ class ObjectFolder:
         return self.url
 
     def names(self) -> frozenset[str]:
-        """See `Folder`."""
+        """See `DiskFolder`."""
         with _access(self.url):
             try:
                 found = self._system.ls(self._root, detail=False)
@@ -177,7 +156,7 @@ class ObjectFolder:
         return frozenset(posixpath.basename(name) for name in found)
 
     def read(self, name: str) -> bytes:
-        """See `Folder`."""
+        """See `DiskFolder`."""
         with _access(self.url), contextlib.suppress(FileNotFoundError):
             content: bytes = self._system.cat_file(f"{self._root}/{name}")
             return content
@@ -185,17 +164,17 @@ class ObjectFolder:
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
-        """See `Folder`: a temporary folder."""
+        """See `DiskFolder`: a temporary folder."""
         with tempfile.TemporaryDirectory(prefix="airnet-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
     def put(self, file: Path) -> None:
-        """See `Folder`."""
+        """See `DiskFolder`."""
         with _access(self.url):
             self._system.put_file(str(file), f"{self._root}/{file.name}")
 
     def create(self, name: str, content: bytes) -> bool:
-        """See `Folder`: S3 itself decides who was first (If-None-Match: *)."""
+        """See `DiskFolder`: S3 itself decides who was first (If-None-Match: *)."""
         with _access(self.url):
             try:
                 self._system.pipe_file(f"{self._root}/{name}", content, mode="create")
@@ -207,9 +186,21 @@ class ObjectFolder:
         return True
 
     def remove(self, name: str) -> None:
-        """See `Folder`."""
+        """See `DiskFolder`."""
         with _access(self.url), contextlib.suppress(FileNotFoundError):
             self._system.rm_file(f"{self._root}/{name}")
+
+
+Folder = DiskFolder | ObjectFolder
+
+
+def folder_at(place: Path | str) -> Folder:
+    """The folder at a path or URL.
+
+    Raises:
+        DataError: a package that the URL needs is missing, or the protocol is unknown.
+    """
+    return ObjectFolder(place) if isinstance(place, str) and is_url(place) else DiskFolder(place)
 
 
 def list_objects(urls: Sequence[str]) -> tuple[str, ...]:
