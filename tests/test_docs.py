@@ -354,24 +354,6 @@ def test_documented_scores_of_features(features):
     assert keys(shown) == keys(documented("features"))
 
 
-def test_documented_segments(untrained_run, tmp_path):
-    """The manifest of a folder of segments has the documented keys; so has `gallery compact`."""
-    from PIL import Image
-
-    Image.new("RGB", (8, 16)).save(tmp_path / "a.png")
-    folder = tmp_path / "people"
-    words = ["embed", tmp_path / "a.png", "-o", folder, "--append", "--checkpoint", untrained_run]
-    printed(*words, "--workers", "0", "--json")
-    written = json.loads((folder / "gallery.json").read_text())
-    assert keys(written) == keys(documented("segments"))
-    table = FORMATS.partition("| manifest key |")[2].partition("\n\n")[0]
-    named = [re.findall(r"`([\w….]+)`", row.split("|")[1]) for row in table.splitlines()[2:]]
-    entry = {f"….{key}" for key in written["segments"][0]}
-    assert {name for names in named for name in names} == {*written, *entry}
-    shown = printed("gallery", "compact", folder, "--json")
-    assert keys(shown) == keys(documented("compact"))
-
-
 def test_documented_comparison(write_run):
     """`compare --json` prints the documented keys; those that are left out there are named."""
     for variant in ("baseline", "airnet"):
@@ -400,8 +382,10 @@ def test_documented_comparison(write_run):
         assert table["rows"][0]["scores"][name].keys() == {"mean", "std"}
 
 
-def test_documented_shards(untrained_run, tmp_path, monkeypatch):
-    """`embed --shard-size --json` prints the documented keys, and the plan has its own."""
+def test_documented_parts(untrained_run, tmp_path, monkeypatch):
+    """`embed --shard-size --json`, a part's record and `gallery compact` have the documented
+    keys.
+    """
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
@@ -410,10 +394,9 @@ def test_documented_shards(untrained_run, tmp_path, monkeypatch):
     words = ["a.png", "b.png", "-o", "people", "--shard-size", "1", "--on-bad-image", "skip"]
     shown = printed("embed", *words, "--checkpoint", untrained_run, "--workers", "0", "--json")
     assert keys(shown) == keys(documented("embed in shards"))
-    plan = json.loads(Path("people/shards.json").read_text())
-    assert keys(plan) == keys(documented("shards.json"))
-    record = json.loads(Path("people/shard-00000-of-00002.json").read_text())
-    assert set(record["shard"]) == {"number", "shards", "plan_sha256"}
+    record = json.loads(Path("people/000001.json").read_text())
+    assert keys(record) == keys(documented("part"))
+    assert keys(printed("gallery", "compact", "people", "--json")) == keys(documented("compact"))
 
 
 def test_documented_export(exported_run):

@@ -1,4 +1,4 @@
-"""`airnet gallery`: count the rows of a gallery, delete some, make one segment of many."""
+"""`airnet gallery`: count the rows of a gallery, delete some, join the parts of a folder."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from airnet_cli.cli.options import JsonOption
-from airnet_cli.cli.output import print_json, print_table, progress_bars
+from airnet_cli.cli.output import print_json, print_table
 
 NAME = "gallery"
 HELP = "Count the rows of a gallery, delete some, or compact it."
@@ -54,12 +54,12 @@ def delete(
     gallery: GalleryArgument,
     images: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[IMAGE]...", help="The images whose rows go.", show_default=False),
+        typer.Argument(metavar="[IMAGE]...", help="Delete their rows.", show_default=False),
     ] = None,
     where: WhereOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Delete rows from a folder of segments, or from a collection in Milvus.
+    """Delete rows from a folder, or from a collection in Milvus.
 
     Example: airnet gallery delete people/ crops/0001.jpg
     """
@@ -80,20 +80,19 @@ def compact(
     ],
     json: JsonOption = False,
 ) -> None:
-    """Make one segment of all, without the deleted rows, whose room becomes free.
+    """Join the parts of a folder into one, and free the disk space of deleted rows.
 
     Example: airnet gallery compact people/
     """
     from airnet_cli.workflows import collection as workflow
 
-    with progress_bars() as progress:
-        compacted = workflow.compact_gallery(gallery, progress=progress)
+    compacted = workflow.compact_gallery(gallery)
     if json:
         print_json(compacted.to_dict())
     else:
         row = [str(compacted.gallery), f"{compacted.rows:,}"]
-        row += [f"{compacted.segments:,}", f"{compacted.deleted:,}"]
-        print_table(["gallery", "rows", "segments before", "deleted rows removed"], [row])
+        row += [f"{compacted.parts:,}", f"{compacted.deleted:,}"]
+        print_table(["gallery", "rows", "parts before", "deleted rows removed"], [row])
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {

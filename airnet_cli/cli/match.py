@@ -7,6 +7,7 @@ import typer
 
 from airnet_cli.cli.options import (
     DEFAULT_RUNS_ROOT,
+    AllowPartialOption,
     DeviceOption,
     JsonOption,
     RunsRootOption,
@@ -73,6 +74,7 @@ def match(
             "--rerank", help="Order the nearest 300 by the neighbours that they have in common."
         ),
     ] = False,
+    allow_partial: AllowPartialOption = False,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -119,6 +121,7 @@ def match(
                 heads=None if heads is None else [name.strip() for name in heads.split(",")],
                 where=where or (),
                 rerank=rerank,
+                allow_partial=allow_partial,
                 checkpoint=checkpoint,
                 runs_root=runs_root,
                 table=csv,

@@ -100,6 +100,12 @@ CheckpointOption = Annotated[
         help="Use this run folder or model.safetensors instead of the newest finished run.",
     ),
 ]
+AllowPartialOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-partial", help="Search a gallery although parts of it are not computed yet."
+    ),
+]
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print JSON for programs instead of a table for people."),

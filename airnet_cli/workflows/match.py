@@ -16,8 +16,9 @@ import numpy.typing as npt
 from airnet_cli.core.checkpoint import model_fingerprint
 from airnet_cli.core.drawing import PICTURE_SUFFIXES, draw_ranked_lists, save_picture
 from airnet_cli.core.files import is_file, write_rows, write_text
-from airnet_cli.core.gallery import Gallery
-from airnet_cli.core.milvus import Collection, MilvusPlace, gallery_place, open_collection
+from airnet_cli.core.gallery import Gallery, open_gallery
+from airnet_cli.core.gallery.milvus import Collection, open_collection
+from airnet_cli.core.gallery.place import MilvusPlace, gallery_place
 from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.ranked import MatchState, RankedList, RankedMatch
 from airnet_cli.core.report import Section, write_report
@@ -25,7 +26,6 @@ from airnet_cli.core.retrieval.conditions import Condition, allowed_rows, parse_
 from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
 from airnet_cli.core.retrieval.search import search
 from airnet_cli.core.runtime import DeviceName
-from airnet_cli.core.segments import open_gallery
 from airnet_cli.errors import CheckpointError, DataError, UsageError
 from airnet_cli.workflows.collection import milvus_token
 from airnet_cli.workflows.queries import Queries, model_words
@@ -65,6 +65,8 @@ class MatchOptions:
     """Conditions on the gallery's table, all of which a row must fulfil."""
     rerank: bool = False
     """Order each query's nearest `RERANKED` rows by k-reciprocal neighbors."""
+    allow_partial: bool = False
+    """Search a folder although parts of its job are missing."""
     checkpoint: Path | None = None
     """The run or checkpoint that embedded the gallery; None: the recorded one."""
     table: Path | None = None
@@ -201,7 +203,7 @@ class _Target:
             parts = _choose_parts(gallery, options.heads)
             counts = _count(collection, conditions, parts)
             return cls(place, gallery, collection, parts, conditions, None, *counts)
-        gallery = open_gallery(place)
+        gallery = open_gallery(place, allow_partial=options.allow_partial)
         parts = _choose_parts(gallery, options.heads)
         allowed = allowed_rows(gallery.columns, conditions) if conditions else None
         rows = len(gallery.embeddings)

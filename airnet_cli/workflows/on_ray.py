@@ -1,27 +1,30 @@
-"""Shards by Ray Data: it hands out their numbers, and hands them out again when a machine is lost.
+"""Parts by Ray Data: it hands out their numbers, and again those of a machine that is lost.
 
-What goes through Ray are numbers and counts; images and shards do not: the machines read and write
-them themselves, in a folder that they share or in object storage. Needs `airnet[ray]`.
+Only numbers and counts go through Ray. The machines read images and write parts themselves, in a
+folder that they share or in object storage. Needs `airnet[ray]`.
 """
 
+import json
 import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+from airnet_cli.core.gallery.storage import Folder, folder_at, is_url
+from airnet_cli.core.progress import Progress, silent
 from airnet_cli.core.runtime import DeviceName
-from airnet_cli.core.shards import Plan
 from airnet_cli.errors import AirnetError, DataError, RuntimeSetupError
-from airnet_cli.workflows.embed import Seconds
-from airnet_cli.workflows.memory import keep_freed_memory
+from airnet_cli.workflows.embed_parts import Computed, EmbedOptions, Images, PartWorker, Session
 from airnet_cli.workflows.runs import Model, find_model
-from airnet_cli.workflows.shard_worker import Computed, ShardJob, ShardWorker
 
 
 class Cluster:
-    """The Ray cluster that RAY_ADDRESS names, or one of this machine alone, for the block."""
+    """The Ray cluster that RAY_ADDRESS names, or one of only this machine, for the block."""
 
     def __init__(self) -> None:
         """Nothing is connected yet.
@@ -29,27 +32,27 @@ class Cluster:
         Raises:
             RuntimeSetupError: Ray is not installed.
         """
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or else it reports to its makers
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # lines that are no one's business
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         try:
             import ray
             import ray.data
         except ImportError as error:
             raise RuntimeSetupError(
-                f"--engine ray needs Ray, and it is not here ({error}); pip install 'airnet[ray]', "
-                "or leave --engine out"
+                f"--engine ray needs Ray, which is not installed ({error}); "
+                "pip install 'airnet[ray]', or leave --engine out"
             ) from None
         self._ray: Any = ray
 
     def __enter__(self) -> "Cluster":
-        """Connect, or start one.
+        """Connect, or start a cluster.
 
         Raises:
             RuntimeSetupError: there is none at RAY_ADDRESS.
         """
         address = os.environ.get("RAY_ADDRESS")
         own: dict[str, Any] = {} if address else {"include_dashboard": False}
-        if not address or address.startswith("127."):  # or else it looks for itself on the net
+        if not address or address.startswith("127."):  # else Ray looks for its address on the net
             own["_node_ip_address"] = (address or "127.0.0.1").partition(":")[0]
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
@@ -63,7 +66,7 @@ class Cluster:
             said = " ".join(str(error).split())[:200]
             raise RuntimeSetupError(
                 f"no Ray cluster at RAY_ADDRESS={address} ({said}); start one with `ray start`, or "
-                "unset it to use this machine alone"
+                "unset it to use only this machine"
             ) from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end us with another code
@@ -77,8 +80,42 @@ class Cluster:
         """Disconnect; what computes is ended."""
         self._ray.shutdown()
 
-    def device(self, asked: DeviceName) -> DeviceName:
-        """What the machines compute on; `auto` is their GPUs, where there are any.
+    def compute(
+        self,
+        options: EmbedOptions,
+        model: Model,
+        folder: Folder,
+        images: Images,
+        progress: Progress,
+    ) -> Session:
+        """Compute the missing parts in as many processes as the machines have space for.
+
+        Raises:
+            AirnetError: the first thing that went wrong, when the other parts are done.
+        """
+        device = self._device(options.device)
+        planner = PartWorker(
+            replace(options, device="cpu"), model, folder, images, options.shard_size
+        )
+        job, total = planner.job, len(images.places)
+        missing = job.missing(folder)
+        left = sum(job.count(number, total) for number in missing)
+        started, computed, done = time.perf_counter(), [], 0
+        progress("embedding", done, left, "images")
+        for each in self._results(_anywhere(replace(options, device=device), model), missing):
+            computed.append(each)
+            done += job.count(each.number, total)
+            progress("embedding", done, left, "images")
+        return Session(
+            worker=planner,
+            device=device,
+            computed=tuple(computed),
+            before=total - left,
+            started=started,
+        )
+
+    def _device(self, asked: DeviceName) -> DeviceName:
+        """What the machines compute on; `auto` means their GPUs, if they have some.
 
         Raises:
             RuntimeSetupError: GPUs were asked for by name and there are none.
@@ -90,25 +127,18 @@ class Cluster:
             raise RuntimeSetupError("device 'cuda': the machines of this Ray cluster have no GPU")
         return asked
 
-    def compute(
-        self, job: ShardJob, model: Model, plan: Plan, numbers: Sequence[int]
-    ) -> Iterator[Computed]:
-        """Compute shards in as many processes as the machines have room for.
-
-        Raises:
-            AirnetError: the first thing that went wrong, when the other shards are done.
-        """
+    def _results(self, options: EmbedOptions, numbers: Sequence[int]) -> Iterator[Computed]:
         if not numbers:
             return
-        on_gpus = job.device == "cuda"
+        on_gpus = options.device == "cuda"
         numbered = self._ray.data.from_items(
             [{"number": number} for number in numbers], override_num_blocks=len(numbers)
         )
         results = numbered.map(
-            _Worker,
-            fn_constructor_args=(job.anywhere(model),),
+            _Process,
+            fn_constructor_args=(options,),
             concurrency=(1, len(numbers)),
-            num_cpus=1 if on_gpus else self._processors(plan.threads),
+            num_cpus=1,  # of which Ray tells the process; see `_Process`
             num_gpus=1 if on_gpus else None,
         )
         wrong = ""
@@ -117,71 +147,59 @@ class Cluster:
                 if row["wrong"]:
                     wrong = wrong or row["wrong"]
                 else:
-                    yield _computed(row)
+                    yield Computed(**json.loads(row["computed"]))
         except self._ray.exceptions.RayError as error:
             said = str(error).strip().splitlines()[-1][:300]
             raise DataError(
-                f"Ray gave up: {said}; what is done is kept: start again with the same command"
+                f"Ray gave up: {said}; what is done is kept: repeat the same command"
             ) from None
         if wrong:
             raise DataError(wrong)
 
-    def _processors(self, threads: int) -> int:
-        """How many processors a process is given: its threads', if a machine has as many."""
-        machines = [node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]]
-        return max(1, min(threads, int(max(machines, default=1))))
 
+class _Process:
+    """A process of the cluster: it prepares with its first part, then computes one by one."""
 
-class _Worker:
-    """A process of the cluster: it prepares with the first shard, then computes one by one."""
+    def __init__(self, options: EmbedOptions) -> None:
+        self._options = options
+        self._worker: PartWorker | None = None
 
-    def __init__(self, job: ShardJob) -> None:
-        keep_freed_memory()  # Ray started this process for these shards alone
-        self._job = job
-        self._worker: ShardWorker | None = None
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        """Compute the part `number`; errors are told in `wrong`, not raised.
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Compute the shard `number`; what goes wrong is told in `wrong`, not raised.
-
-        Ray would take what is raised for a broken machine, and show its traceback.
+        Ray would take a raised error for a broken machine, and show its traceback.
         """
-        number = int(row["number"])
+        options = self._options
         try:
             if self._worker is None:
-                model = find_model(self._job.model, self._job.runs_root)
-                self._worker = ShardWorker(self._job, model)
-            return _row(self._worker.compute(number))
+                model = find_model(options.model, options.runs_root)
+                images = Images.of(options, options.output)
+                self._worker = PartWorker(
+                    options, model, folder_at(options.output), images, options.shard_size
+                )
+            number = int(row["number"])
+            computed = list(self._worker.compute([number], silent))
+            # Empty: another process was faster.
+            return _row(computed[0] if computed else Computed(number=number, is_ours=False))
         except AirnetError as error:
-            return _row(Computed(number=number, state="there")) | {"wrong": str(error)}
+            return {"computed": "", "wrong": str(error)}
 
 
-def _row(computed: Computed) -> dict[str, Any]:
-    """What goes through Ray: plain columns of one type each."""
-    return {
-        "number": computed.number,
-        "state": computed.state,
-        "images": computed.images,
-        "images_before": computed.images_before,
-        "skipped": [[image["path"], image["reason"]] for image in computed.skipped] or [["", ""]],
-        "seconds": [
-            computed.seconds.total,
-            computed.seconds.reading,
-            computed.seconds.network,
-            computed.seconds.writing,
-        ],
-        "wrong": "",
-    }
+def _row(computed: Computed) -> dict[str, str]:
+    return {"computed": json.dumps(asdict(computed)), "wrong": ""}
 
 
-def _computed(row: dict[str, Any]) -> Computed:
-    total, reading, network, writing = map(float, row["seconds"])
-    return Computed(
-        number=int(row["number"]),
-        state=row["state"],
-        images=int(row["images"]),
-        images_before=int(row["images_before"]),
-        skipped=tuple(
-            {"path": str(path), "reason": str(reason)} for path, reason in row["skipped"] if path
-        ),
-        seconds=Seconds(total=total, reading=reading, network=network, writing=writing),
+def _anywhere(options: EmbedOptions, model: Model) -> EmbedOptions:
+    """The same options for a process in another folder, on a machine that has the same files."""
+
+    def absolute(place: Path | str) -> Path | str:
+        return place if is_url(place) else Path(place).absolute()
+
+    return replace(
+        options,
+        inputs=tuple(map(absolute, options.inputs)),
+        output=absolute(options.output),
+        data_root=options.data_root.absolute(),
+        model=model.checkpoint.absolute(),
+        exported=None if options.exported is None else options.exported.absolute(),
     )

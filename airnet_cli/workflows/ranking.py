@@ -13,12 +13,11 @@ import numpy.typing as npt
 
 from airnet_cli.core.data.manifest import Manifest
 from airnet_cli.core.data.records import ImageRecord
-from airnet_cli.core.gallery import Gallery
-from airnet_cli.core.joined import JoinedRows
+from airnet_cli.core.gallery import Gallery, open_gallery
+from airnet_cli.core.gallery.rows import JoinedRows
 from airnet_cli.core.progress import Progress
 from airnet_cli.core.ranked import NOT_RANKED, RankedList, RankedMatch, describe, judge
 from airnet_cli.core.retrieval.search import search
-from airnet_cli.core.segments import open_gallery
 from airnet_cli.errors import CheckpointError, DataError
 from airnet_cli.workflows.embedder import Embedder
 from airnet_cli.workflows.runs import Model
@@ -48,6 +47,7 @@ def rank(
     *,
     manifest: Manifest | None,
     gallery: Path | None,
+    allow_partial: bool,
     model: Model,
     top: int,
     progress: Progress,
@@ -59,6 +59,7 @@ def rank(
         images: the queries.
         manifest: a data set that labels the images; its gallery is ranked if `gallery` is None.
         gallery: a gallery file or folder of this very model.
+        allow_partial: rank a folder although parts of its job are missing.
         model: for the record.
         top: length of the lists, including images that are ignored or junk.
         progress: told about embedding the gallery.
@@ -71,7 +72,7 @@ def rank(
         assert manifest is not None, "loaded by the caller, or an error"
         ranked = _gallery_of_data(embedder, manifest, progress)
     else:
-        ranked = _gallery_of_file(embedder, open_gallery(gallery))
+        ranked = _gallery_of_file(embedder, open_gallery(gallery, allow_partial=allow_partial))
     parts = {WHOLE: slice(None)}
     if len(embedder.heads) > 1:  # a single head is the whole embedding
         parts |= embedder.heads

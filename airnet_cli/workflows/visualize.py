@@ -67,6 +67,8 @@ class VisualizeOptions:
     """A run or checkpoint whose Grad-CAM columns are added."""
     gallery: Path | None = None
     """Rank this gallery instead of the data set's, which is embedded."""
+    allow_partial: bool = False
+    """Rank a folder although parts of its job are missing."""
     checkpoint: Path | None = None
     """A run or checkpoint; None: the newest finished run under `runs_root`."""
     runs_root: Path
@@ -153,6 +155,7 @@ def visualize(
                     images,
                     manifest=manifest,
                     gallery=options.gallery,
+                    allow_partial=options.allow_partial,
                     model=found,
                     top=options.top,
                     progress=progress,

@@ -69,8 +69,8 @@ def test_every_option(shop: Path, untrained_run: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ("-o g.npy", 1, "error: what is to be embedded? give folders or images, or --data"),
-        ("gallery --data x --split query -o g.npy", 1, "error: what is to be embedded?"),
+        ("-o g.npy", 1, "error: nothing to embed; give folders or images, or --data"),
+        ("gallery --data x --split query -o g.npy", 1, "error: nothing to embed;"),
         ("--data x -o g.npy", 1, "error: --data and --split go together"),
         ("gallery --split query -o g.npy", 1, "error: --data and --split go together"),
         ("gallery -o g.npy --heads A1,X", 1, "error: head X: this network has A1, A2, I"),
@@ -79,9 +79,9 @@ def test_every_option(shop: Path, untrained_run: Path) -> None:
         ("gallery", 2, "Missing option '--output'"),
         ("gallery -o people --engine ray", 1, "error: --engine ray computes shards; add --shard"),
         ("gallery -o g.npy --shard-size 2", 1, "error: with --shard-size the output is a folder"),
-        ("gallery -o p --shard-size 2 --append", 1, "gallery of shards; leave --append out"),
-        ("s3://a/b -o g.npy", 1, "error: 's3://a/b' is in object storage, for shards alone"),
-        ("gallery -o s3://a/b", 1, "error: 's3://a/b' is in object storage, for shards alone"),
+        ("gallery -o p --shard-size 2 --append", 1, "whole gallery; leave --append out"),
+        ("s3://a/b -o g.npy", 1, "error: 's3://a/b' is in object storage, which"),
+        ("gallery -o s3://a/b", 1, "error: 's3://a/b' is in object storage, which"),
     ],
     ids=[
         *("nothing", "both", "no split", "no data", "head", "output", "no run", "no output"),
@@ -152,7 +152,7 @@ def test_a_long_list_of_skipped_images_is_cut(shop: Path) -> None:
     result = airnet("embed list.txt -o g.npy --on-bad-image skip --workers 0")
     assert result.exit_code == 0, result.stderr
     assert result.stderr.count("skipped ") == 21
-    assert "all 30 that were skipped are listed in g.json" in result.stderr
+    assert "all 30 skipped images are listed by --json" in result.stderr
     assert len(json.loads(Path("g.json").read_text())["skipped"]) == 30
 
 
@@ -190,7 +190,7 @@ def test_a_folder_that_grows(shop: Path, untrained_run: Path) -> None:
         "version": 1,
         "gallery": "people",
         "rows": 2,
-        "segments": 1,
+        "parts": 1,
         "deleted": 0,
     }
     gone = airnet("gallery delete people/ --where path=x --json")
@@ -201,13 +201,13 @@ def test_a_folder_that_grows(shop: Path, untrained_run: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("embed gallery -o x.npy --append", "error: --append adds to a folder of segments, and"),
+        ("embed gallery -o x.npy --append", "error: --append adds to a folder, and"),
         ("gallery compact milvus://localhost:1/x", "error: 'milvus://localhost:1/x' is a collecti"),
-        ("gallery compact x.npy", "error: 'x.npy' is a gallery of one file"),
-        ("gallery delete x.npy a.jpg", "error: 'x.npy' is a gallery of one file"),
-        ("gallery delete people", "error: what is to be deleted? give images, or conditions"),
-        ("gallery count people", "error: gallery 'people' does not exist; `airnet embed IMAGES"),
-        ("match gallery --gallery gallery", "error: 'gallery' has no gallery.json, so it is no"),
+        ("gallery compact x.npy", "error: 'x.npy' is a gallery in one file"),
+        ("gallery delete x.npy a.jpg", "error: 'x.npy' is a gallery in one file"),
+        ("gallery delete people", "error: nothing to delete; give images, or conditions"),
+        ("gallery count people", "error: 'people' has no parts (000001.json), so it is not a gall"),
+        ("match gallery --gallery gallery", "error: 'gallery' has no parts (000001.json), so it"),
     ],
 )
 def test_folders_that_can_not_be_changed(shop: Path, words: str, message: str) -> None:
@@ -218,14 +218,6 @@ def test_folders_that_can_not_be_changed(shop: Path, words: str, message: str) -
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_skipped_images_of_a_segment(shop: Path) -> None:
-    """They are listed in the segment's own record."""
-    Path("list.txt").write_text("gallery/0.jpg\n" + "".join(f"{n}.jpg\n" for n in range(30)))
-    result = airnet("embed list.txt -o people --append --on-bad-image skip --workers 0")
-    assert result.exit_code == 0, result.stderr
-    assert "all 30 that were skipped are listed in people/segment-000001.json" in result.stderr
-
-
 def test_shards(shop: Path, untrained_run: Path) -> None:
     """A table or JSON on stdout, what became of the whole on stderr; then there is nothing left."""
     words = "embed gallery -o people/ --shard-size 2 --resume --workers 0"
@@ -233,13 +225,22 @@ def test_shards(shop: Path, untrained_run: Path) -> None:
     assert result.exit_code == 0, result.stderr
     chosen, whole = result.stderr.splitlines()
     assert chosen.startswith("embedding with the newest finished run: ")
-    assert whole == "people/ is whole: 2 shards, 3 rows, 0 images skipped"
+    assert whole == "people is complete: 2 parts, 3 rows"
     header, _, row = (line.split() for line in result.stdout.splitlines())
-    assert header[:4] == ["gallery", "shards", "done", "here"]
-    assert row[:5] == ["people/", "2", "2", "0", "3"]
+    assert header[:4] == ["gallery", "parts", "done", "here"]
+    assert row[:5] == ["people", "2", "2", "0", "3"]
     shape = json.loads(airnet(f"{words} --json").stdout)
     assert shape["shards"] == {"total": 2, "size": 2, "done": 0, "there": 2, "missing": 0}
-    assert airnet("match gallery/1.jpg --gallery people/ -k 1").exit_code == 0
+    match = "match gallery/1.jpg --gallery people/ -k 1 --workers 0"
+    assert airnet(match).exit_code == 0
+    Path("people/000002.json").unlink()
+    Path("gallery/0.jpg").unlink()  # then the folder is another list
+    result = airnet(match)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "is incomplete: 1 parts are missing (2)" in result.stderr
+    assert airnet(f"{match} --allow-partial").exit_code == 0
+    result = airnet(words)
+    assert "error: 'people' was started with other images or parts" in result.stderr
 
 
 def test_ray_that_is_not_installed(

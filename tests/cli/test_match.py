@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from airnet_cli.cli.app import app
-from airnet_cli.core.gallery import GalleryWriter, Listing
+from airnet_cli.core.gallery.files import Gallery, write_gallery
 
 
 @pytest.fixture
@@ -17,15 +17,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: gallery.npy of three rows, query.npy with its first and second."""
     monkeypatch.chdir(tmp_path)
     rows = np.array([[1, 0], [0.6, 0.8], [-1, 0]], np.float32)
-    listing = Listing(("a [1].jpg", "b.jpg", "c.jpg"), {"camera_id": ("1", "2", "3")})
+    columns = {"path": ["a [1].jpg", "b.jpg", "c.jpg"], "camera_id": ["1", "2", "3"]}
     fingerprint = hashlib.sha256(b"a model").hexdigest()
     record = {"fingerprint": fingerprint, "checkpoint": "runs/a/model.safetensors", "run": "a"}
     record |= {"heads": {"A1": [0, 2]}, "normalize_heads": False, "flip": False}
-    with GalleryWriter(
-        Path("gallery.npy"), listing, dimensions=2, dtype="float32", settings={}, resume=False
-    ) as writer:
-        writer.append(range(3), rows)
-        writer.finish(record)
+    record |= {"dimensions": 2, "dtype": "float32"}
+    write_gallery(Path("gallery.npy"), Gallery(Path(), rows, columns, {}, {}), record)
     np.save("query.npy", rows[:2])
     return tmp_path
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from airnet_cli.core.gallery import DTypeName, Gallery, GalleryWriter, Listing, read_gallery
+from airnet_cli.core.gallery import Gallery, files
 
 OUTPUT_TOLERANCE = 1e-5
 """Relative to max|.|; gradients 1e-4: the goldens' README."""
@@ -118,21 +118,20 @@ DRAWN_HEADS = {"A1": [0, 10], "I": [10, 24]}
 def write_gallery() -> Callable[..., Gallery]:
     """Return a function that writes a gallery of drawn features, twenty for each person."""
 
-    def write(path: Path, rows: int = 600, seed: int = 0, dtype: DTypeName = "float32") -> Gallery:
+    def write(
+        path: Path, rows: int = 600, seed: int = 0, dtype: files.DTypeName = "float32"
+    ) -> Gallery:
         random = np.random.default_rng(seed)
         people = random.standard_normal((rows // 20 + 1, 24))
         values = people[np.arange(rows) // 20] + random.standard_normal((rows, 24)) / 2
-        listing = Listing(
-            tuple(f"{row}.jpg" for row in range(rows)),
-            {"person_id": tuple(str(row // 20 + 1) for row in range(rows))},
-        )
+        columns = {
+            "path": [f"{row}.jpg" for row in range(rows)],
+            "person_id": [str(row // 20 + 1) for row in range(rows)],
+        }
         record = {"fingerprint": "ab" * 32, "checkpoint": "x", "heads": DRAWN_HEADS}
-        record |= {"normalize_heads": False, "flip": False}
-        with GalleryWriter(
-            path, listing, dimensions=24, dtype=dtype, settings={}, resume=False
-        ) as writer:
-            writer.append(range(rows), values.astype(np.float32))
-            writer.finish(record)
-        return read_gallery(path)
+        record |= {"normalize_heads": False, "flip": False, "dimensions": 24, "dtype": dtype}
+        source = Gallery(path, values.astype(np.float32), columns, heads={}, record={})
+        files.write_gallery(path, source, record)
+        return files.read_gallery(path)
 
     return write

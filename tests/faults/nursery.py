@@ -34,7 +34,6 @@ MODULES = (
     "airnet_cli.workflows.train",
     "airnet_cli.workflows.variants",
     "airnet_cli.workflows.embed",
-    "airnet_cli.workflows.embed_shards",
     "airnet_cli.workflows.collection",
     "airnet_cli.workflows.prepare_data",
 )

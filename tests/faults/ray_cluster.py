@@ -27,7 +27,7 @@ def children(pid: int) -> list[int]:
 
 
 def computes(node: object) -> bool:
-    """Whether a process of this node has a shard to compute."""
+    """Whether a process of this node has a part to compute."""
     (raylet,) = node.all_processes["raylet"]
     for pid in children(raylet.process.pid):
         try:

@@ -20,7 +20,7 @@ from airnet_cli.core.checkpoint import (
 from airnet_cli.core.data.manifest import read_manifest, write_manifest
 from airnet_cli.core.data.records import ImageRecord
 from airnet_cli.core.files import write_json
-from airnet_cli.core.gallery import GalleryWriter, Listing, read_gallery
+from airnet_cli.core.gallery import files, read_gallery
 from airnet_cli.core.model.airnet import AirNet
 from airnet_cli.core.model.backbone import build_backbone
 from airnet_cli.errors import AirnetError
@@ -53,23 +53,16 @@ def optimizer(network: AirNet) -> torch.optim.Optimizer:
 
 def write_gallery(path: Path, seed: int) -> None:
     rows = np.random.default_rng(seed).random((ROWS, DIMENSIONS), dtype=np.float32)
-    listing = Listing(tuple(f"{number:04}.png" for number in range(ROWS)), {})
-    parts = {
+    columns = {"path": [f"{number:04}.png" for number in range(ROWS)]}
+    record = {
         "dimensions": DIMENSIONS,
         "dtype": "float32",
-        "settings": {},
-        "resume": False,
+        "fingerprint": str(seed),
+        "heads": {"A1": [0, DIMENSIONS]},
+        "normalize_heads": False,
+        "flip": False,
     }
-    with GalleryWriter(path, listing, **parts) as writer:
-        writer.append(range(ROWS), rows)
-        writer.finish(
-            {
-                "fingerprint": str(seed),
-                "heads": {"A1": [0, DIMENSIONS]},
-                "normalize_heads": False,
-                "flip": False,
-            }
-        )
+    files.write_gallery(path, files.Gallery(path, rows, columns, {}, {}), record)
 
 
 def write_set(path: Path, seed: int) -> None:

@@ -150,8 +150,8 @@ def embed_words(crops: Path, output: Path, model: Path) -> list[Any]:
     return [*words, "--batch-size", "4", "--resume"]
 
 
-EAGER = {"airnet_cli.core.gallery:SYNC_SECONDS": 0.0}
-"""Each batch is brought to disk, so that there is something to go on with."""
+EAGER = {"airnet_cli.workflows.embed_parts:PART_IMAGES": 4}
+"""Parts of one batch, so that there is something to resume."""
 
 
 def files_of_gallery(path: Path) -> list[bytes]:
@@ -178,7 +178,7 @@ def test_killed_embedding_ends_as_the_undisturbed(
         while True:
             words = embed_words(crops, output, model)
             ended = nursery.kill_after(draw.uniform(0, whole.seconds), *words, set=EAGER)
-            gone_on += "going on after" in ended.output
+            gone_on += "resuming after" in ended.output
             killed += ended.was_killed
             if not ended.was_killed or killed == kills:
                 break

@@ -1,12 +1,11 @@
-"""Shards when processes and machines are lost: the bytes are those of one undisturbed process.
+"""Parts when processes and machines are lost: the rows are those of one undisturbed process.
 
-Killed before each operation on a file; under torchrun with a process killed; on three Ray nodes of
-which one is taken away; into an S3 server.
+Under torchrun with a process killed; on three Ray nodes of which one is removed; with an S3 server.
+These need real processes; tests/core/gallery/test_folder.py kills within one process.
 """
 
 import importlib.util
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from airnet_cli.core.files import remove_parts
+from airnet_cli.core.gallery import open_gallery
 
 pytestmark = pytest.mark.slow
 
@@ -87,17 +86,25 @@ def words(images: object, output: object, model: object, size: int = 4) -> list[
     return [str(word) for word in (*asked, "--batch-size", 2, "--workers", 0, "--device", "cpu")]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def rows_of(folder: Path) -> tuple[list[str], np.ndarray]:
+    """Names of the images, and their rows."""
+    gallery = open_gallery(folder)
+    return [Path(path).name for path in gallery.columns["path"]], gallery.embeddings[:]
 
 
 @pytest.fixture(scope="module")
-def expected(shop: Path, untrained_run: Path, nursery: Any) -> dict[str, bytes]:
-    """The files that one process writes undisturbed, with one thread."""
+def expected(shop: Path, untrained_run: Path, nursery: Any) -> tuple[list[str], np.ndarray]:
+    """What one undisturbed process computes."""
     ended = nursery.run(*words(shop / "crops", shop / "people", untrained_run))
     assert ended.code == 0, ended.output
-    assert len(contents(shop / "people")) == SHARDS * 3 + 2
-    return contents(shop / "people")
+    assert len(list((shop / "people").iterdir())) == SHARDS * 3
+    return rows_of(shop / "people")
+
+
+def check(folder: Path, expected: tuple[list[str], np.ndarray]) -> None:
+    names, rows = rows_of(folder)
+    assert names == expected[0]
+    np.testing.assert_allclose(rows, expected[1], rtol=1e-4, atol=1e-5)
 
 
 def wait_for(found: Any, process: subprocess.Popen[str]) -> Any:
@@ -108,33 +115,6 @@ def wait_for(found: Any, process: subprocess.Popen[str]) -> Any:
         assert time.monotonic() < until
         time.sleep(0.01)
     return value
-
-
-def test_killed_before_each_operation(
-    nursery: Any, kills: int, shop: Path, untrained_run: Path, tmp_path: Path
-) -> None:
-    """The same command then goes on, and what it leaves is as if nothing had been."""
-    (tmp_path / "crops").mkdir()
-    for number in range(5):
-        shutil.copy(shop / "crops" / f"{number:02}.png", tmp_path / "crops")
-    eager = {"airnet_cli.core.gallery:SYNC_SECONDS": 0.0}
-
-    def run(name: str, **request: Any) -> Any:
-        asked = words(tmp_path / "crops", tmp_path / name, untrained_run, size=3)
-        return nursery.run(*asked, set=eager, **request)
-
-    whole = run("whole", folder=str(tmp_path))
-    assert whole.code == 0, whole.output
-    undisturbed = contents(tmp_path / "whole")
-    step = 1 if kills >= 30 else 11
-    for moment in range(1, whole.operations + 1, step):
-        killed = run("killed", folder=str(tmp_path), kill_at=moment)
-        assert killed.was_killed, killed.output
-        ended = run("killed")
-        assert ended.code == 0, ended.output
-        remove_parts(tmp_path / "killed", "gallery.json")  # as the next change of the gallery does
-        assert contents(tmp_path / "killed") == undisturbed, f"killed at {moment}"
-        shutil.rmtree(tmp_path / "killed")
 
 
 def members(torchrun: subprocess.Popen[str]) -> dict[int, int]:
@@ -152,7 +132,7 @@ def members(torchrun: subprocess.Popen[str]) -> dict[int, int]:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_of_torchrun(
-    shop: Path, untrained_run: Path, expected: dict[str, bytes], kills: int, rank: int
+    shop: Path, untrained_run: Path, expected: Any, kills: int, rank: int
 ) -> None:
     """torchrun starts it again; what is there is skipped, the rest is computed."""
     if rank == 0 and kills < 30:
@@ -170,30 +150,23 @@ def test_a_killed_process_of_torchrun(
         env=environment(),
     )
     try:
-        ours = {f"shard-{number:05}-of-{SHARDS:05}" for number in range(rank, SHARDS, 2)}
-
-        def in_work() -> bool:
-            names = [path.name for path in output.glob(".shard-*.part")]
-            done = [path for path in output.glob("shard-*.json") if path.stem in ours]
-            return bool(done) and any(name.split(".")[1] in ours for name in names)
-
-        wait_for(in_work, torchrun)
+        records = lambda: list(output.glob("[0-9]*.json"))  # noqa: E731
+        wait_for(records, torchrun)
         os.kill(members(torchrun)[rank], signal.SIGKILL)
-        before = {path: path.stat().st_mtime_ns for path in output.glob("shard-*.json")}
-        assert len(before) < SHARDS
+        before = {path: path.stat().st_mtime_ns for path in records()}
         said, _ = torchrun.communicate(timeout=PATIENCE)
     finally:
         torchrun.kill()
         torchrun.wait()
     assert torchrun.returncode == 0, said
-    assert contents(output) == expected
+    check(output, expected)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert "is whole: 12 shards, 46 rows, 0 images skipped" in said
+    assert "is complete: 12 parts, 46 rows" in said
 
 
 @needs("ray", "pyarrow", extra="'airnet[ray]'")
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
-def test_a_lost_node_of_ray(shop: Path, untrained_run: Path, expected: dict[str, bytes]) -> None:
+def test_a_lost_node_of_ray(shop: Path, untrained_run: Path, expected: Any) -> None:
     """Three nodes, one taken away while it computes: Ray hands its shards out again."""
     output = shop / "ray"
     with helper("ray_cluster.py") as cluster:
@@ -213,22 +186,22 @@ def test_a_lost_node_of_ray(shop: Path, untrained_run: Path, expected: dict[str,
             env=environment(RAY_ADDRESS=address),
         )
         try:
-            wait_for(lambda: list(output.glob("shard-*.json")), driver)
+            wait_for(lambda: list(output.glob("[0-9]*.json")), driver)
             cluster.stdin.write("remove\n")
             cluster.stdin.flush()
             assert cluster.stdout.readline() == "removed\n"
-            assert len(list(output.glob("shard-*.json"))) < SHARDS
+            assert len(list(output.glob("[0-9]*.json"))) < SHARDS
             said, _ = driver.communicate(timeout=PATIENCE)
         finally:
             driver.kill()
             driver.wait()
     assert driver.returncode == 0, said
-    assert contents(output) == expected
-    assert "is whole: 12 shards, 46 rows" in said
+    check(output, expected)
+    assert "is complete: 12 parts, 46 rows" in said
 
 
 @needs("s3fs", "moto", "boto3", "flask", extra="'airnet[s3]' 'moto[server]'")
-def test_an_s3_server(shop: Path, untrained_run: Path, expected: dict[str, bytes]) -> None:
+def test_an_s3_server(shop: Path, untrained_run: Path, expected: Any) -> None:
     """Images and shards in a bucket, two processes at once: the rows are those of the folder."""
     import fsspec
 
@@ -269,13 +242,7 @@ def test_an_s3_server(shop: Path, untrained_run: Path, expected: dict[str, bytes
             _, error = wrong.communicate(timeout=PATIENCE)
         finally:
             system.clear_instance_cache()
-    fetched = contents(folder)
-    assert sorted(fetched) == sorted(expected)
-    rows = [name for name in expected if name.endswith(".npy")]
-    assert {name: fetched[name] for name in rows} == {name: expected[name] for name in rows}
-    tables = b"".join(fetched[name] for name in sorted(fetched) if name.endswith(".csv"))
-    listed = [line for line in tables.decode().splitlines() if line != "path"]
-    assert listed == [f"s3://shop/crops/{number:02}.png" for number in range(IMAGES)]
+    check(folder, expected)
     assert wrong.returncode == 1
     (line,) = error.splitlines()
     assert line.startswith("error: 's3://nowhere/crops' can't be used: The specified bucket does")

@@ -21,7 +21,7 @@ from airnet_cli.cli.app import app
 
 pytestmark = pytest.mark.slow
 
-EAGER = {"airnet_cli.core.gallery:SYNC_SECONDS": 0.0}
+EAGER = {"airnet_cli.workflows.embed_parts:PART_IMAGES": 4}
 """Each batch is brought to disk, so that there is something to keep."""
 
 
@@ -161,19 +161,19 @@ def test_embedding_keeps_its_finished_batches(nursery, embedding, number, code, 
     expected = {path.name: path.read_bytes() for path in embedding.place.iterdir()}
     for path in embedding.place.iterdir():
         path.unlink()
-    hang = "airnet_cli.workflows.embed:gallery_record"
+    hang = "airnet_cli.workflows.embed:write_gallery"
     pid = nursery.start(*embedding.words, set=EAGER, hang=hang)
     nursery.wait_until("hanging")
     gallery = embedding.place / "gallery.npy"
     assert one_line_of(embedding.again) == f"error: gallery '{gallery}' {embedding.taken}"
     os.kill(pid, number)
     ended = nursery.wait()
-    note = "note: 12 images are done; go on with the same command and --resume"
+    note = "note: 12 images are done; resume with the same command and --resume"
     assert (ended.code, ended.output.splitlines()[-2:]) == (code, [note, word])
     assert not gallery.exists()
     resumed = nursery.run(*embedding.again)
     assert resumed.code == 0, resumed.output
-    assert "going on after 12 of 12 images" in resumed.output
+    assert "resuming after 12 of 12 images" in resumed.output
     assert {path.name: path.read_bytes() for path in embedding.place.iterdir()} == expected
 
 

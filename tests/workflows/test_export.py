@@ -13,6 +13,7 @@ from airnet_cli.core.engines import Engine
 from airnet_cli.core.gallery import read_gallery
 from airnet_cli.errors import CheckpointError, DataError, RuntimeSetupError, UsageError
 from airnet_cli.workflows.embed import embed
+from airnet_cli.workflows.embed_parts import EmbedOptions
 from airnet_cli.workflows.embedder import Embedder
 from airnet_cli.workflows.export import ExportedNetwork, export
 
@@ -233,13 +234,10 @@ def test_what_an_embedder_can_not_do(
 
 def embed_crops(run: Path, crops: Path, output: Path, **changed: Any) -> Any:
     values: dict[str, Any] = {
-        "inputs": [crops], "data_name": None, "split": None, "data_root": Path("data"),
-        "output": output, "model": run, "runs_root": Path("runs"), "dtype": "float32",
-        "heads": None, "flip": False, "batch_size": 2, "workers": 0, "device": "cpu",
-        "precision": "fp32", "on_bad_image": "error", "resume": False,
-        "on_model": lambda _: None, "noted": lambda _: None,
+        "inputs": (crops,), "data_root": Path("data"), "output": output, "model": run,
+        "runs_root": Path("runs"), "batch_size": 2, "device": "cpu",
     }  # fmt: skip
-    return embed(**values | changed)
+    return embed(EmbedOptions(**values | changed))
 
 
 def test_a_gallery_by_onnx(exporting: Exporting, run: Path, crops: Path, tmp_path: Path) -> None:
@@ -251,23 +249,3 @@ def test_a_gallery_by_onnx(exporting: Exporting, run: Path, crops: Path, tmp_pat
     assert quick.record["fingerprint"] == plain.record["fingerprint"]
     rows = [read_gallery(tmp_path / name).embeddings for name in ("torch.npy", "onnx.npy")]
     assert cosines(*map(np.asarray, rows)).min() > 0.9999
-
-
-def test_a_stopped_job_goes_on_by_the_same_runtime(
-    exporting: Exporting, run: Path, crops: Path, tmp_path: Path
-) -> None:
-    """By another one it is refused: the last digits would differ from row to row."""
-    exporting()
-
-    def stop(stage: str, done: int, total: int | None, unit: str) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        embed_crops(run, crops, tmp_path / "g.npy", runtime="onnx", progress=stop)
-    with pytest.raises(DataError, match="runtime"):
-        embed_crops(run, crops, tmp_path / "g.npy", resume=True)
-    gone_on = embed_crops(run, crops, tmp_path / "g.npy", runtime="onnx", resume=True)
-    assert (gone_on.images_before, gone_on.images) == (2, 2)
-    embed_crops(run, crops, tmp_path / "whole.npy", runtime="onnx")
-    assert (tmp_path / "g.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from airnet_cli.core.gallery import GalleryWriter, Listing
+from airnet_cli.core.gallery.files import Gallery, write_gallery
 from airnet_cli.core.retrieval.calibration import (
     Calibration,
     OperatingPoint,
@@ -21,6 +21,7 @@ from airnet_cli.core.retrieval.calibration import (
 from airnet_cli.core.retrieval.rerank import Reranking, k_reciprocal_distances
 from airnet_cli.errors import AirnetError, CheckpointError, DataError, UsageError
 from airnet_cli.workflows.embed import embed
+from airnet_cli.workflows.embed_parts import EmbedOptions
 from airnet_cli.workflows.match import Matching, MatchOptions, match
 
 HEADS = {"A1": [0, 8], "A2": [8, 16], "I": [16, 24]}
@@ -63,12 +64,8 @@ class World:
             "normalize_heads": False,
             "flip": False,
         }
-        listing = Listing(images, columns)
-        with GalleryWriter(
-            path, listing, dimensions=24, dtype=dtype, settings={}, resume=False
-        ) as writer:
-            writer.append(rows, embeddings)
-            writer.finish(record | changes)
+        source = Gallery(path, embeddings, {"path": images, **columns}, {}, {})
+        write_gallery(path, source, record | {"dimensions": 24, "dtype": dtype} | changes)
         return path
 
     def features(self, matrix, name="queries.npy") -> Path:
@@ -472,11 +469,17 @@ def embedded(untrained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         blocks = Image.fromarray(random.integers(0, 256, (6, 3, 3), np.uint8))
         blocks.resize((48, 96)).save(folder / "images" / f"{name}.png")
     embed(
-        inputs=[folder / "images"], data_name=None, split=None, data_root=folder,
-        output=folder / "gallery.npy", model=untrained_run, runs_root=folder, dtype="float32",
-        heads=["A1", "I"], flip=True, batch_size=16, workers=0, device="cpu", precision="fp32",
-        on_bad_image="error", resume=False, on_model=lambda _: None, noted=lambda _: None,
-    )  # fmt: skip
+        EmbedOptions(
+            inputs=(folder / "images",),
+            data_root=folder,
+            output=folder / "gallery.npy",
+            model=untrained_run,
+            runs_root=folder,
+            heads=("A1", "I"),
+            flip=True,
+            device="cpu",
+        )
+    )
     return folder / "gallery.npy"
 
 

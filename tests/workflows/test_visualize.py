@@ -15,6 +15,7 @@ from airnet_cli.errors import AirnetError, CheckpointError, DataError, UsageErro
 from airnet_cli.workflows import visualize as workflow
 from airnet_cli.workflows.build import build_network
 from airnet_cli.workflows.embed import embed
+from airnet_cli.workflows.embed_parts import EmbedOptions
 from airnet_cli.workflows.embedder import Embedder
 from airnet_cli.workflows.visualize import VisualizeOptions, visualize
 
@@ -251,26 +252,16 @@ def test_a_stranger_has_no_right_answers(show, tmp_path):
 def embed_gallery(root, data_root, output, **stated):
     """The gallery of `tiny` by `airnet embed`."""
     request = {
-        "inputs": [],
         "data_name": "tiny",
         "split": "gallery",
         "data_root": data_root,
         "output": output,
         "model": root / "runs" / "new",
         "runs_root": root / "runs",
-        "dtype": "float32",
-        "heads": None,
-        "flip": False,
         "batch_size": 64,
-        "workers": 0,
         "device": "cpu",
-        "precision": "fp32",
-        "on_bad_image": "error",
-        "resume": False,
-        "on_model": lambda model: None,
-        "noted": lambda text: None,
     }
-    embed(**(request | stated))
+    embed(EmbedOptions(**(request | stated)))
 
 
 def test_a_gallery_file_gives_the_same_lists(show, root, tiny_data_root, tmp_path):

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from airnet_cli.core.files import is_folder
+from airnet_cli.core.gallery import open_gallery
 from airnet_cli.core.retrieval.protocol import LabelledFeatures, Labels
-from airnet_cli.core.segments import read_segments
 from airnet_cli.errors import DataError
 
 LABEL_COLUMNS = ("person_id", "camera_id")
@@ -33,7 +33,7 @@ def read_features(path: Path) -> LabelledFeatures:
             the row or line.
     """
     if is_folder(path):
-        gallery = read_segments(path)
+        gallery = open_gallery(path)
         labels = _labels(gallery.columns, name=str(path))
         return LabelledFeatures(np.asarray(gallery.embeddings), labels)
     table = path.with_suffix(".csv")

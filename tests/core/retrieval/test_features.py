@@ -5,9 +5,9 @@ import io
 import numpy as np
 import pytest
 
-from airnet_cli.core.gallery import GalleryWriter, Listing
+from airnet_cli.core.gallery.files import Gallery
+from airnet_cli.core.gallery.folder import append
 from airnet_cli.core.retrieval.features import read_features
-from airnet_cli.core.segments import publish
 from airnet_cli.errors import DataError
 
 LABELS = "person_id,camera_id\n1,1\n2,1\n-1,2\n"
@@ -123,7 +123,7 @@ def test_refuses_tables_that_do_not_fit(tmp_path, table, message):
 def test_refuses_a_missing_file_and_a_folder(tmp_path):
     """There must be a file."""
     refuses(tmp_path / "Q.npy", "Q.npy", "there is no file")
-    refuses(tmp_path, str(tmp_path), r"has no gallery\.json, so it is no gallery")
+    refuses(tmp_path, str(tmp_path), r"so it is not a gallery")
 
 
 def refuses(path, name, message):
@@ -134,31 +134,14 @@ def refuses(path, name, message):
 
 
 def segments(folder, columns, *, rows=None):
-    """A folder of two segments of two and one rows of `rows`, with `columns` beside the paths."""
+    """A folder of two parts of two and one rows of `rows`, with `columns` next to the paths."""
     rows = np.eye(3, 4, dtype=np.float32) if rows is None else rows
-    names = ("part-a", "part-b")
-    for name, part in zip(names, (slice(0, 2), slice(2, 3)), strict=True):
-        images = tuple(f"{row}.jpg" for row in range(3))[part]
+    record = {"fingerprint": "ab" * 32, "heads": {"A1": [0, 4]}, "flip": False}
+    record |= {"normalize_heads": False, "dimensions": 4, "dtype": "float32", "skipped": []}
+    for part in (slice(0, 2), slice(2, 3)):
         cells = {column: tuple(each[part]) for column, each in columns.items()}
-        listing = Listing(images, cells)
-        with GalleryWriter(
-            folder / f"{name}.npy",
-            listing,
-            dimensions=4,
-            dtype="float32",
-            settings={},
-            resume=False,
-        ) as writer:
-            writer.append(range(len(images)), rows[part])
-            writer.finish(
-                {
-                    "fingerprint": "ab" * 32,
-                    "heads": {"A1": [0, 4]},
-                    "flip": False,
-                    "normalize_heads": False,
-                }
-            )
-    publish(folder, names)
+        cells = {"path": [f"{row}.jpg" for row in range(3)][part], **cells}
+        append(folder, Gallery(folder, rows[part], cells, {}, {}), record)
     return folder
 
 

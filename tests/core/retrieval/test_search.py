@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from airnet_cli.core.joined import JoinedRows
+from airnet_cli.core.gallery.rows import JoinedRows
 from airnet_cli.core.retrieval import search as search_module
 from airnet_cli.core.retrieval.search import search
 from airnet_cli.errors import DataError

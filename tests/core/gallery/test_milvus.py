@@ -18,16 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from airnet_cli.core import milvus as joint
-from airnet_cli.core.milvus import (
+from airnet_cli.core.gallery import milvus as joint
+from airnet_cli.core.gallery.milvus import (
     Collection,
-    CollectionWriter,
-    MilvusPlace,
     expression_of,
-    gallery_place,
     open_collection,
     storable_number,
 )
+from airnet_cli.core.gallery.place import MilvusPlace, gallery_place
 from airnet_cli.core.retrieval.conditions import parse_condition
 from airnet_cli.errors import DataError, RuntimeSetupError, UsageError
 
@@ -44,6 +42,7 @@ SERVER_SECONDS = 540
         (Path("milvus:/a"), Path("milvus:/a")),
         ("milvus://localhost:19530/people", PLACE),
         ("milvus://[::1]:1/_a1", MilvusPlace("[::1]", 1, "_a1")),
+        ("milvuss://db:1/a", MilvusPlace("db", 1, "a", tls=True)),
     ],
 )
 def test_a_place_is_a_path_or_a_collection(text, expected):
@@ -124,6 +123,36 @@ def test_without_pymilvus(monkeypatch):
         open_collection(PLACE, token="")
 
 
+@pytest.mark.parametrize(
+    ("place", "token", "expected"),
+    [
+        ("milvus://db.example.com:1/a", "", "http://db.example.com:1"),
+        ("milvuss://db.example.com:1/a", "user:word", "https://db.example.com:1"),
+        ("milvus://127.0.0.1:1/a", "user:word", "http://127.0.0.1:1"),
+        ("milvus://[::1]:1/a", "user:word", "http://[::1]:1"),
+        ("milvus://db.example.com:1/a", "user:word", None),
+        ("milvus://127.example.com:1/a", "user:word", None),
+    ],
+)
+def test_a_token_crosses_a_network_only_by_tls(monkeypatch, place, token, expected):
+    """Over plain HTTP it goes to this machine alone."""
+    pymilvus = pytest.importorskip("pymilvus", reason="pymilvus is not installed (extra milvus)")
+    asked = []
+
+    class Client:
+        def __init__(self, uri: str, **_: object) -> None:
+            asked.append(uri)
+
+        def has_collection(self, *_: object, **__: object) -> bool:
+            return False
+
+    monkeypatch.setattr(pymilvus, "MilvusClient", Client)
+    error = UsageError if expected is None else DataError
+    with pytest.raises(error, match="is not encrypted" if expected is None else "no collection a"):
+        open_collection(gallery_place(place), token=token)
+    assert asked == ([] if expected is None else [expected])
+
+
 RECORD = {
     "format": "airnet-gallery",
     "format_version": 1,
@@ -178,34 +207,36 @@ def fake() -> Fake:
     return Fake(json.dumps(RECORD))
 
 
-def fill(collection: Collection, embeddings) -> CollectionWriter:
-    names = [f"/images/{row}.png" for row in range(len(embeddings))]
-    cells = {"camera_id": [f" {row} " for row in range(len(embeddings))]}
-    paths = [Path(name) for name in names]
-    with CollectionWriter(collection, keys=names, paths=paths, columns=cells) as writer:
-        writer.append(range(len(embeddings)), embeddings)
-    return writer
+def fill(collection: Collection, embeddings) -> None:
+    collection.append(
+        [
+            {
+                "path": f"/images/{row}.png",
+                "file": "",
+                "columns": {"camera_id": f" {row} "},
+                "embedding": values,
+            }
+            for row, values in enumerate(embeddings)
+        ]
+    )
 
 
 def test_rows_are_sent_in_messages_that_fit(fake, monkeypatch):
-    """However large a batch of the network is, and nothing is left behind."""
-    monkeypatch.setattr(joint, "BATCH_BYTES", 200)
-    embeddings = np.arange(40, dtype=np.float32).reshape(10, 4)
-    writer = fill(Collection(PLACE, fake), embeddings)
-    assert sum(fake.batches) == writer.done == 10
-    assert len(fake.batches) > 2
+    """However large a batch of the network is."""
+    monkeypatch.setattr(joint, "MESSAGE_BYTES", 3 * joint.LONGEST_PATH + 100)
+    fill(Collection(PLACE, fake), np.arange(40, dtype=np.float32).reshape(10, 4))
+    assert fake.batches == [3, 3, 3, 1]
     assert fake.rows["/images/7.png"]["cells"] == {"camera_id": "7"}
     assert fake.rows["/images/7.png"]["numbers"] == {"camera_id": 7}
     assert fake.rows["/images/7.png"]["embedding"].tolist() == [28, 29, 30, 31]
 
 
 def test_an_embedding_that_is_not_finite_is_refused(fake):
-    """What came before it is kept."""
+    """The image is named."""
     embeddings = np.ones((3, 4), np.float32)
     embeddings[1, 2] = np.nan
-    with pytest.raises(DataError, match=r"'/images/1\.png' is not finite"):
+    with pytest.raises(DataError, match=r"'/images/1\.png' can't be added"):
         fill(Collection(PLACE, fake), embeddings)
-    assert list(fake.rows) == ["/images/0.png"]
 
 
 def test_more_rows_are_fetched_than_wanted_a_few_queries_at_a_time(fake, monkeypatch):
@@ -237,7 +268,7 @@ def test_more_rows_are_fetched_than_wanted_a_few_queries_at_a_time(fake, monkeyp
         ("people of the shop", "is not of airnet"),
         ("[]", "is not of airnet"),
         (json.dumps(RECORD | {"format_version": 2}), "has format version 2"),
-        (json.dumps({k: v for k, v in RECORD.items() if k != "flip"}), "lacks flip"),
+        (json.dumps({k: v for k, v in RECORD.items() if k != "flip"}), "has no valid flip"),
     ],
 )
 def test_a_collection_of_somebody_else_is_refused(fake, description, words):
@@ -251,8 +282,7 @@ def test_a_collection_of_somebody_else_is_refused(fake, description, words):
     ("message", "advice"),
     [
         ("permission deny", "set AIRNET_MILVUS_TOKEN"),
-        ("quota exceeded", "repeat the command later"),
-        ("node\nis gone", "see whether the server is well"),
+        ("node\nis gone", "check the server, then repeat the command"),
     ],
 )
 def test_what_the_server_says_is_one_line(fake, message, advice):

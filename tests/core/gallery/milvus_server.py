@@ -22,9 +22,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from airnet_cli.cli.app import app
-from airnet_cli.core import milvus as joint
-from airnet_cli.core.gallery import GalleryWriter, Listing
-from airnet_cli.core.milvus import CollectionWriter, gallery_place, make_collection, open_collection
+from airnet_cli.core.gallery import milvus as joint
+from airnet_cli.core.gallery.files import Gallery, write_gallery
+from airnet_cli.core.gallery.milvus import (
+    open_collection,
+)
+from airnet_cli.core.gallery.place import gallery_place
 from airnet_cli.core.retrieval.conditions import allowed_rows, parse_condition
 from airnet_cli.errors import AirnetError, CheckpointError, DataError
 from airnet_cli.workflows.match import Matching, match
@@ -134,22 +137,15 @@ class World:
             "precision": "fp32",
         }
         self.file = folder / "gallery.npy"
-        with GalleryWriter(
-            self.file,
-            Listing(self.names, self.columns),
-            dimensions=WIDTH,
-            dtype="float32",
-            settings={},
-            resume=False,
-        ) as writer:
-            writer.append(range(ROWS), self.embeddings)
-            writer.finish(self.record)
+        columns = {"path": self.names, **self.columns}
+        source = Gallery(self.file, self.embeddings, columns, {}, {})
+        write_gallery(self.file, source, self.record | {"dimensions": WIDTH, "dtype": "float32"})
         self.queries = folder / "queries.npy"
         near = self.embeddings[:40] + 0.5 * random.standard_normal((40, WIDTH)).astype(np.float32)
         np.save(self.queries, near)
 
     def write(self, rows: range, **changes: object) -> None:
-        collection = make_collection(
+        collection = open_collection(
             gallery_place(self.place),
             record={
                 **self.record,
@@ -160,17 +156,16 @@ class World:
             },
             token="",
         )
-        with CollectionWriter(
-            collection,
-            keys=[str(self.folder / self.names[row]) for row in rows],
-            paths=[self.folder / self.names[row] for row in rows],
-            columns={name: [cells[row] for row in rows] for name, cells in self.columns.items()},
-        ) as writer:
-            for begin in range(0, len(rows), 64):
-                batch = rows[begin : begin + 64]
-                writer.append(
-                    range(begin, begin + len(batch)), self.embeddings[batch.start : batch.stop]
-                )
+        for begin in range(0, len(rows), 64):
+            collection.append([self.row(row) for row in rows[begin : begin + 64]])
+
+    def row(self, row: int) -> dict[str, object]:
+        return {
+            "path": str(self.folder / self.names[row]),
+            "file": "",
+            "columns": {name: cells[row] for name, cells in self.columns.items()},
+            "embedding": self.embeddings[row],
+        }
 
     def match(self, gallery: Path | str, **changes: object) -> Matching:
         settings = {
@@ -293,11 +288,11 @@ def test_an_approximate_index_gives_exact_scores(world):
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"fingerprint": "f" * 64}, CheckpointError, "is another model"),
-        ({"heads": {"A1": [0, 24]}}, DataError, "differs in heads"),
-        ({"dimensions": 16}, DataError, "differs in dimensions"),
-        ({"columns": ["camera_id"]}, DataError, "differs in columns"),
-        ({"precision": "bf16"}, DataError, "differs in precision"),
+        ({"fingerprint": "f" * 64}, DataError, "rows of another model"),
+        ({"heads": {"A1": [0, 24]}}, DataError, "rows of another heads"),
+        ({"dimensions": 16}, DataError, "rows of another dimensions"),
+        ({"columns": ["camera_id"]}, DataError, "has the columns"),
+        ({"precision": "bf16"}, DataError, "rows of another precision"),
     ],
 )
 def test_other_rows_are_refused(world, changes, error, words):
