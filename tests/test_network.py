@@ -178,7 +178,7 @@ WITH_OPENVINO = (
     "embed shop -o by-openvino.npy --checkpoint {small} --runtime openvino",
 )
 WITH_USEARCH = (
-    "embed shop -o with-graph.npy --quantize int8",
+    "embed shop -o with-graph.npy",
     "index with-graph.npy --kind hnsw",
     "match shop/anna/1.png --gallery with-graph.npy --index hnsw",
 )

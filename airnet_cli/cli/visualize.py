@@ -8,6 +8,7 @@ import typer
 from airnet_cli.cli.options import (
     DEFAULT_DATA_ROOT,
     DEFAULT_RUNS_ROOT,
+    AllowPartialOption,
     CheckpointOption,
     DataRootOption,
     DeviceOption,
@@ -72,6 +73,7 @@ def visualize(
             help="With --ranking: rank this gallery (airnet embed), not the data set's.",
         ),
     ] = None,
+    allow_partial: AllowPartialOption = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -136,6 +138,7 @@ def visualize(
             against=against,
             compare=compare,
             gallery=gallery,
+            allow_partial=allow_partial,
             checkpoint=checkpoint,
             runs_root=runs_root,
             data_name=data,

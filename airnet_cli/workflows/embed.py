@@ -6,13 +6,14 @@ compute the missing parts. With `shard_size` the parts themselves are the galler
 """
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from airnet_cli.core.distributed import launched_member, launched_size, take_device
+from airnet_cli.core.distributed import launched_size, take_device
 from airnet_cli.core.files import is_file
 from airnet_cli.core.gallery.files import Gallery, write_gallery
 from airnet_cli.core.gallery.folder import append, check_appendable, open_gallery
@@ -37,7 +38,11 @@ from airnet_cli.workflows.runs import Model, find_model
 
 def is_first_process() -> bool:
     """Whether this process is the first one that torchrun started, or the only one."""
-    return launched_member() == 0
+    return _rank() == 0
+
+
+def _rank() -> int:
+    return int(os.environ["RANK"]) if launched_size() > 1 else 0
 
 
 def embed(
@@ -224,6 +229,8 @@ def _working(work: Path, output: Path, resume: bool, noted: Noted) -> Iterator[N
             for path in old:
                 path.unlink()
         yield
+        for record in work.glob("*.json"):  # first, so that no record names a removed file
+            record.unlink()
         shutil.rmtree(work, ignore_errors=True)
     except KeyboardInterrupt:
         parts = read_snapshot(DiskFolder(work)).records.values()
@@ -273,7 +280,7 @@ def _compute(worker: PartWorker, noted: Noted, progress: Progress, *, is_alone: 
         noted(f"resuming after {before:,} of {total:,} images")
     started = time.perf_counter()
     size = launched_size()
-    turn = [n for n in missing if is_alone or (n - 1) % size == launched_member()]
+    turn = [n for n in missing if is_alone or (n - 1) % size == _rank()]
     computed = tuple(worker.compute(turn, progress, is_alone=is_alone))
     return Session(
         worker=worker,

@@ -84,6 +84,7 @@ def visualize(
     against: Path | None,
     compare: Path | None,
     gallery: Path | None,
+    allow_partial: bool = False,
     checkpoint: Path | None,
     runs_root: Path,
     data_name: str | None,
@@ -108,6 +109,7 @@ def visualize(
         compare: a run or checkpoint whose Grad-CAM columns are added.
         gallery: rank this gallery (its .npy file or folder) instead of the data set's, which is
             embedded.
+        allow_partial: rank a gallery although parts of its job are missing.
         checkpoint: a run or checkpoint; None: the newest finished run under `runs_root`.
         runs_root: where runs are.
         data_name: a prepared data set; None: the one the network was trained on.
@@ -160,9 +162,12 @@ def visualize(
             case "attention":
                 drawn.append(_attention_sheet(embedder, images))
             case "ranking":
+                opened = None
+                if gallery is not None:
+                    opened = open_gallery(gallery, allow_partial=allow_partial)
                 drawn.append(
                     _ranking_sheet(
-                        embedder, images, manifest, gallery, found, top=top, progress=progress
+                        embedder, images, manifest, opened, found, top=top, progress=progress
                     )
                 )
     rankings = _write_pictures(drawn, places)
@@ -293,17 +298,17 @@ def _ranking_sheet(
     embedder: Embedder,
     images: Sequence[Path],
     manifest: Manifest | None,
-    gallery_path: Path | None,
+    gallery: Gallery | None,
     model: Model,
     *,
     top: int,
     progress: Progress,
 ) -> _Sheet:
-    if gallery_path is None:
+    if gallery is None:
         assert manifest is not None, "loaded by the caller, or an error"
         ranked = _gallery_of_data(embedder, manifest, progress)
     else:
-        ranked = _gallery_of_file(embedder, open_gallery(gallery_path))
+        ranked = _gallery_of_file(embedder, gallery)
     parts = {WHOLE: slice(None)}
     if len(embedder.heads) > 1:  # a single head is the whole embedding
         parts |= embedder.heads
