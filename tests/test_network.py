@@ -176,6 +176,11 @@ WITH_OPENVINO = (
     "export {small} --format openvino --images shop/bert",
     "embed shop -o by-openvino.npy --checkpoint {small} --runtime openvino",
 )
+WITH_USEARCH = (
+    "embed shop -o with-graph.npy",
+    "index with-graph.npy --kind hnsw",
+    "match shop/anna/1.png --gallery with-graph.npy --index hnsw",
+)
 
 
 def leaf_commands(command=None, above: str = "") -> Iterator[str]:

@@ -224,6 +224,8 @@ def _working(work: Path, output: Path, resume: bool, noted: Noted) -> Iterator[N
             for path in old:
                 path.unlink()
         yield
+        for record in work.glob("*.json"):  # first, so that no record names a removed file
+            record.unlink()
         shutil.rmtree(work, ignore_errors=True)
     except KeyboardInterrupt:
         parts = read_snapshot(DiskFolder(work)).records.values()

@@ -183,7 +183,7 @@ def test_killed_embedding_ends_as_the_undisturbed(
             if not ended.was_killed or killed == kills:
                 break
         if ended.was_killed:
-            ended = nursery.run(*embed_words(crops, output, model))
+            ended = nursery.run(*embed_words(crops, output, model), set=EAGER)
         finished(ended)
         assert files_of_gallery(output) == expected
     record_property("killed", f"{killed} times in {runs} jobs, gone on with {gone_on} times")
@@ -193,7 +193,7 @@ def test_killed_embedding_ends_as_the_undisturbed(
         words = embed_words(crops, output, model)
         ended = nursery.run(*words, folder=str(tmp_path), kill_at=moment, set=EAGER)
         assert ended.was_killed, ended.output
-        finished(nursery.run(*words))
+        finished(nursery.run(*words, set=EAGER))
         assert files_of_gallery(output) == expected, f"killed at {moment}"
 
 

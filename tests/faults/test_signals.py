@@ -171,7 +171,7 @@ def test_embedding_keeps_its_finished_batches(nursery, embedding, number, code, 
     note = "note: 12 images are done; resume with the same command and --resume"
     assert (ended.code, ended.output.splitlines()[-2:]) == (code, [note, word])
     assert not gallery.exists()
-    resumed = nursery.run(*embedding.again)
+    resumed = nursery.run(*embedding.again, set=EAGER)
     assert resumed.code == 0, resumed.output
     assert "resuming after 12 of 12 images" in resumed.output
     assert {path.name: path.read_bytes() for path in embedding.place.iterdir()} == expected

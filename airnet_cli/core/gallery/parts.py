@@ -194,7 +194,7 @@ def check_complete(snapshot: Snapshot) -> None:
         raise DataError(
             f"gallery '{snapshot.folder}' is incomplete: {len(missing):,} parts are missing "
             f"({listed}{more}); compute them with the `airnet embed --shard-size` command that "
-            "started it, or search what is there with --allow-partial"
+            "started it, or search the rest with `airnet match --allow-partial`"
         )
 
 
@@ -243,8 +243,8 @@ def check_job(folder: Folder, job: Job, record: Mapping[str, Any]) -> None:
         if other[what] != ours:
             raise DataError(
                 f"'{folder}' was started with other images or parts ({what}: "
-                f"{_short(other[what])}, not {_short(ours)}); repeat the command as it was, or "
-                "choose another folder with -o"
+                f"{_short(other[what])}, not {_short(ours)}); repeat the command as it was, leave "
+                "--resume out, or choose another place with -o"
             )
 
 
@@ -274,7 +274,7 @@ def publish(
             made = make(*files)
             named = {file.suffix[1:]: file.name for file in files} if made["rows"] else None
             described = {"format": FORMAT, "format_version": 1, "files": named, "hides": hides}
-            text = json.dumps({**made, **described}, ensure_ascii=False, indent=1) + "\n"
+            text = json.dumps({**made, **described}, ensure_ascii=False) + "\n"
             for file in files if named else ():
                 folder.put(file)
             is_ours = folder.create(record_name(number), text.encode())
