@@ -21,11 +21,11 @@ TESTS = Path(__file__).parent
 # Limits of size. Each landing that makes the code smaller lowers them to what it reached.
 # The goal: 14,000 lines in 85 files, 400 lines a file, 60 a function body, 15,000 lines of tests,
 # and no import cycle.
-MAX_PACKAGE_LINES = 26_077
-MAX_PACKAGE_FILES = 123
-MAX_FILE_LINES = 842
-MAX_BODY_LINES = 106  # of a function, without its signature and docstring
-MAX_TEST_LINES = 26_020
+MAX_PACKAGE_LINES = 20_063
+MAX_PACKAGE_FILES = 115
+MAX_FILE_LINES = 453
+MAX_BODY_LINES = 60  # of a function, without its signature and docstring
+MAX_TEST_LINES = 19_636
 KNOWN_CYCLES = {  # imports that close a circle: these read the version, which imports the Embedder
     ("airnet_cli.config.presets", "airnet_cli"),
     ("airnet_cli.core.checkpoint", "airnet_cli"),

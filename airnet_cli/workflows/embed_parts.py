@@ -19,7 +19,7 @@ import numpy.typing as npt
 from airnet_cli.core.checkpoint import library_versions
 from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.data.records import JUNK, Split
-from airnet_cli.core.data.sources import Sources, list_images, relative_to_folder
+from airnet_cli.core.data.sources import Sources, list_images, path_key, relative_to_folder
 from airnet_cli.core.engines import RuntimeName
 from airnet_cli.core.gallery.files import DTYPES, DTypeName, Listing, write_matrix, write_table
 from airnet_cli.core.gallery.parts import Job, check_job, digest, publish, record_name
@@ -99,6 +99,8 @@ class Images:
         else:
             inputs = [Path(place) for place in options.inputs]
             sources = list_images(inputs, must_exist=options.on_bad_image == "error")
+        for path in sources.paths:
+            path_key(path)  # refuses names that a table can't hold
         # A bucket has no way back to a disk: paths are absolute there.
         paths = relative_to_folder(sources.paths, Path("/" if is_url(folder) else folder))
         if is_url(folder):

@@ -205,7 +205,7 @@ def path_key(path: Path) -> str:
     try:
         key.encode()
     except UnicodeEncodeError:
-        raise DataError(f"the name of {str(path)!a} is not valid UTF-8; rename it") from None
+        raise DataError(f"the name of {str(path)!a} is not valid UTF-8; rename the image") from None
     return key
 
 

@@ -156,7 +156,7 @@ def test_a_name_that_is_no_text_is_refused(tree: Path) -> None:
         (tree / "more" / "bad\udcff.jpg").write_bytes(b"x")
     except OSError:
         pytest.skip("this file system has no such names")
-    with pytest.raises(DataError, match=r"bad\\udcff.jpg' is not valid UTF-8; rename it"):
+    with pytest.raises(DataError, match=r"bad\\udcff.jpg' is not valid UTF-8; rename the image"):
         names("more")
 
 

@@ -120,9 +120,7 @@ def test_a_gallery_on_disk_is_read_in_blocks(tmp_path, monkeypatch, kind):
     np.save(tmp_path / "g.npy", gallery)
     mapped = np.load(tmp_path / "g.npy", mmap_mode="r")
     if kind == "joined":
-        mapped = JoinedRows(
-            [mapped[:15], mapped[15:]], [None, None], dimensions=16, dtype=mapped.dtype
-        )
+        mapped = JoinedRows([mapped[:15], mapped[15:]], [None, None])
     found = search(
         queries=gallery[:2], gallery_embeddings=mapped, k=3,
         progress=lambda *call: calls.append(call),
