@@ -14,10 +14,10 @@ from airnet_cli.core import distributed
 from airnet_cli.core.gallery import open_gallery, read_gallery
 from airnet_cli.core.gallery.storage import DiskFolder
 from airnet_cli.errors import AirnetError, CheckpointError, DataError, OutputError, UsageError
-from airnet_cli.workflows import embed_parts
+from airnet_cli.workflows import embed_parts, on_ray
 from airnet_cli.workflows.collection import compact_gallery, count_rows, delete_rows
 from airnet_cli.workflows.embed import embed
-from airnet_cli.workflows.embed_parts import EmbedOptions, Images, PartWorker
+from airnet_cli.workflows.embed_parts import Computed, EmbedOptions, Images, PartWorker
 from airnet_cli.workflows.embedded import EmbeddedGallery
 from airnet_cli.workflows.embedder import Embedder
 from airnet_cli.workflows.runs import find_model
@@ -262,6 +262,22 @@ def test_two_processes_that_compute_one_part(shop: Path, untrained_run: Path) ->
     states.extend(each.is_ours for each in first.compute([1], meanwhile))
     assert states == [True, False]
     assert len(list(Path("people").iterdir())) == 3
+
+
+def test_a_process_of_ray(shop: Path, untrained_run: Path, monkeypatch: Any) -> None:
+    """It computes a part in another folder; errors and parts of others are told, not raised."""
+    model = find_model(untrained_run, Path("runs"))
+    asked = options(untrained_run, "shop.csv", output="people", shard_size=3)
+    process = on_ray._Process(on_ray._anywhere(asked, model))
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    for is_ours in (True, False):
+        row = process({"number": 2})
+        computed = Computed(**json.loads(row["computed"]))
+        assert (computed.number, computed.is_ours, row["wrong"]) == (2, is_ours, "")
+    (shop / "crops" / "0.png").write_bytes(b"")
+    assert "crops/0.png' can't be read: empty file" in process({"number": 1})["wrong"]
+    assert (shop / "people" / "000002.json").exists()
 
 
 def test_object_storage(shop: Path, untrained_run: Path, bucket: fsspec.AbstractFileSystem) -> None:
