@@ -181,6 +181,7 @@ class PartWorker:
         groups = [list(numbers)] if is_alone else [[number] for number in numbers]
         for group in groups if numbers else []:
             if record_name(group[0]) in self.folder.names():
+                done += self.job.count(group[0], len(self.images.places))
                 continue  # another process was faster
             parts = [self.job.images(number) for number in group]
             with (
@@ -192,6 +193,7 @@ class PartWorker:
                     computed = self._compute(number, batches)
                     done += computed.images
                     yield computed
+                next(batches, None)  # ends the processes that read
 
     def _batches(
         self, paths: Sequence[Path], before: int, total: int, progress: Progress
@@ -231,7 +233,7 @@ class PartWorker:
             job = {**asdict(self.job), "part": number}
             return {**self.record, "rows": count, "skipped": computed.skipped, "job": job}
 
-        computed.is_ours = publish(self.folder, number, make, hides={}) is not None
+        computed.is_ours = publish(self.folder, number, make, hides={})
         computed.total = time.perf_counter() - started
         return computed
 
