@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from airnet_cli.core.gallery.files import MUST_AGREE, Listing, check_record
+from airnet_cli.core.gallery.files import MUST_AGREE, check_record
 from airnet_cli.core.gallery.rows import Rows
 from airnet_cli.core.gallery.storage import Folder
 from airnet_cli.errors import DataError
@@ -311,10 +311,10 @@ def clean(folder: Folder) -> None:
             folder.remove(name)
 
 
-def digest(listing: Listing) -> str:
-    """SHA-256 of paths and columns: whether two jobs are about the same images."""
-    hashed = hashlib.sha256(json.dumps(list(listing.columns)).encode())
-    for row in zip(listing.paths, *listing.columns.values(), strict=True):
+def digest(columns: Mapping[str, Sequence[str]]) -> str:
+    """SHA-256 of paths and further columns: whether two jobs are about the same images."""
+    hashed = hashlib.sha256(json.dumps(list(columns)).encode())
+    for row in zip(*columns.values(), strict=True):
         hashed.update(json.dumps(row).encode())
     return hashed.hexdigest()
 
