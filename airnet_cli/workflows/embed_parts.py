@@ -223,10 +223,9 @@ class PartWorker:
                 computed.images += len(batch.indices) + len(bad)
                 computed.reading += batch.reading_seconds
                 computed.network += batch.network_seconds
-                kept.extend(first + index for index in batch.indices)
-                yield self._stored(
-                    batch.embeddings.numpy(), [places[i] for i in kept[-len(batch.indices) :]]
-                )
+                good = [first + index for index in batch.indices]
+                kept.extend(good)
+                yield self._stored(batch.embeddings.numpy(), [places[i] for i in good])
 
         def make(npy: Path, csv: Path) -> dict[str, Any]:
             count = write_matrix(npy, rows(), self.embedder.dimensions, self._options.dtype)
