@@ -143,7 +143,7 @@ def _to_folder(
 ) -> EmbeddedGallery:
     """Add one part to a folder."""
     images = Images.of(options, folder)
-    work = folder / f".append-{digest(images.listing)[:16]}.parts"
+    work = folder / f".append-{digest(images.columns)[:16]}.parts"
     with _working(work, folder, options.resume, noted):
         worker = PartWorker(options, model, DiskFolder(work), images, noted=noted)
         check_appendable(read_snapshot(DiskFolder(folder)), worker.record, folder)

@@ -29,7 +29,8 @@ def embed_into_collection(
     embedder = load_embedder(options, model, noted)
     record = gallery_record(embedder, model) | {"dtype": "float32"}
     del record["versions"]  # those of one job; a collection is written by many
-    record["columns"] = list(images.listing.columns)
+    further = {name: cells for name, cells in images.columns.items() if name != "path"}
+    record["columns"] = list(further)
     collection = open_collection(place, token=milvus_token(), record=record)
     paths = [Path(path) for path in images.places]
     keys = [path_key(path) for path in paths]
@@ -49,7 +50,7 @@ def embed_into_collection(
             rows = []
             for i, values in zip(batch.indices, batch.embeddings.numpy(), strict=True):
                 row = missing[i]
-                cells = {name: cells[row] for name, cells in images.listing.columns.items()}
+                cells = {name: cells[row] for name, cells in further.items()}
                 own = {"path": keys[row], "file": _file_stamp(paths[row]), "columns": cells}
                 rows.append({**own, "embedding": values})
             collection.append(rows)

@@ -21,7 +21,7 @@ from airnet_cli.core.data.manifest import load_prepared
 from airnet_cli.core.data.records import JUNK, Split
 from airnet_cli.core.data.sources import Sources, list_images, path_key, relative_to_folder
 from airnet_cli.core.engines import RuntimeName
-from airnet_cli.core.gallery.files import DTYPES, DTypeName, Listing, write_matrix, write_table
+from airnet_cli.core.gallery.files import DTYPES, DTypeName, write_matrix, write_table
 from airnet_cli.core.gallery.parts import Job, check_job, digest, publish, record_name
 from airnet_cli.core.gallery.storage import Folder, fetched, is_url, list_objects
 from airnet_cli.core.inference import EmbeddedBatch
@@ -81,8 +81,8 @@ class Images:
 
     places: tuple[Path | str, ...]
     """Paths as seen from the current folder, or URLs."""
-    listing: Listing
-    """What the gallery says about them."""
+    columns: dict[str, tuple[str, ...]]
+    """What the gallery's table says about them: `path`, then the further columns."""
 
     @classmethod
     def of(cls, options: EmbedOptions, folder: Path | str) -> "Images":
@@ -93,7 +93,7 @@ class Images:
         """
         if options.inputs and is_url(options.inputs[0]):
             urls = list_objects([str(url) for url in options.inputs])
-            return cls(urls, Listing(urls, {}))
+            return cls(urls, {"path": urls})
         if options.data_name is not None and options.split is not None:
             sources = prepared_images(options.data_root, options.data_name, options.split)
         else:
@@ -105,7 +105,7 @@ class Images:
         paths = relative_to_folder(sources.paths, Path("/" if is_url(folder) else folder))
         if is_url(folder):
             paths = tuple(f"/{path}" for path in paths)
-        return cls(sources.paths, Listing(paths, sources.columns))
+        return cls(sources.paths, {"path": paths, **sources.columns})
 
     @contextlib.contextmanager
     def files(self, parts: Sequence[slice]) -> Iterator[tuple[Path, ...]]:
@@ -158,7 +158,7 @@ class PartWorker:
         self.record = gallery_record(self.embedder, model) | {"dtype": options.dtype}
         batch = self.embedder.batch_size
         size = size or batch * max(1, PART_IMAGES // batch)
-        self.job = Job(math.ceil(len(images.places) / size), size, digest(images.listing))
+        self.job = Job(math.ceil(len(images.places) / size), size, digest(images.columns))
         self._options = options
         check_job(folder, self.job, self.record)
 
@@ -183,6 +183,7 @@ class PartWorker:
         groups = [list(numbers)] if is_alone else [[number] for number in numbers]
         for group in groups if numbers else []:
             if record_name(group[0]) in self.folder.names():
+                done += self.job.count(group[0], len(self.images.places))
                 continue  # another process was faster
             parts = [self.job.images(number) for number in group]
             with (
@@ -194,6 +195,7 @@ class PartWorker:
                     computed = self._compute(number, batches)
                     done += computed.images
                     yield computed
+                next(batches, None)  # ends the processes that read
 
     def _batches(
         self, paths: Sequence[Path], before: int, total: int, progress: Progress
@@ -208,7 +210,7 @@ class PartWorker:
         """Write and publish the part whose batches come next."""
         started = time.perf_counter()
         part = self.job.images(number)
-        listing, places = self.images.listing.part(part), self.images.places[part]
+        paths, places = self.images.columns["path"][part], self.images.places[part]
         computed = Computed(number=number)
         kept: list[int] = []
 
@@ -219,21 +221,22 @@ class PartWorker:
                 first = computed.images - min([*batch.indices, *(i for i, _ in batch.bad)])
                 bad = [(first + index, reason) for index, reason in batch.bad]
                 self._check_bad(bad, places)
-                computed.skipped += [{"path": listing.paths[i], "reason": r} for i, r in bad]
+                computed.skipped += [{"path": paths[i], "reason": r} for i, r in bad]
                 computed.images += len(batch.indices) + len(bad)
                 computed.reading += batch.reading_seconds
                 computed.network += batch.network_seconds
-                kept.extend(first + index for index in batch.indices)
-                yield self._stored(batch.embeddings.numpy(), kept[-len(batch.indices) :], listing)
+                good = [first + index for index in batch.indices]
+                kept.extend(good)
+                yield self._stored(batch.embeddings.numpy(), [places[i] for i in good])
 
         def make(npy: Path, csv: Path) -> dict[str, Any]:
             count = write_matrix(npy, rows(), self.embedder.dimensions, self._options.dtype)
-            columns = {"path": listing.paths, **listing.columns}
+            columns = {name: cells[part] for name, cells in self.images.columns.items()}
             write_table(csv, {name: [c[i] for i in kept] for name, c in columns.items()})
             job = {**asdict(self.job), "part": number}
             return {**self.record, "rows": count, "skipped": computed.skipped, "job": job}
 
-        computed.is_ours = publish(self.folder, number, make, hides={}) is not None
+        computed.is_ours = publish(self.folder, number, make, hides={})
         computed.total = time.perf_counter() - started
         return computed
 
@@ -242,7 +245,7 @@ class PartWorker:
             raise bad_image(places[bad[0][0]], bad[0][1])
 
     def _stored(
-        self, embeddings: npt.NDArray[np.float32], kept: Sequence[int], listing: Listing
+        self, embeddings: npt.NDArray[np.float32], places: Sequence[Path | str]
     ) -> npt.NDArray[np.floating[Any]]:
         """The embeddings (B, D) in the type of the file, if they are finite in it."""
         with np.errstate(over="ignore"):
@@ -250,8 +253,8 @@ class PartWorker:
         is_finite = np.isfinite(rows).all(axis=1)
         if not is_finite.all():
             raise DataError(
-                f"the embedding of '{listing.paths[kept[int(np.argmin(is_finite))]]}' is not "
-                f"finite in {rows.dtype}; use --dtype float32 --precision fp32, or check the model"
+                f"the embedding of '{places[int(np.argmin(is_finite))]}' is not finite in "
+                f"{rows.dtype}; use --dtype float32 --precision fp32, or check the model"
             )
         return rows
 

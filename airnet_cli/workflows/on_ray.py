@@ -138,7 +138,7 @@ class Cluster:
             _Process,
             fn_constructor_args=(options,),
             concurrency=(1, len(numbers)),
-            num_cpus=1,  # of which Ray tells the process; see `_Process`
+            num_cpus=1,  # Ray gives each process as many threads
             num_gpus=1 if on_gpus else None,
         )
         wrong = ""

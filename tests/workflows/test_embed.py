@@ -14,10 +14,10 @@ from airnet_cli.core import distributed
 from airnet_cli.core.gallery import open_gallery, read_gallery
 from airnet_cli.core.gallery.storage import DiskFolder
 from airnet_cli.errors import AirnetError, CheckpointError, DataError, OutputError, UsageError
-from airnet_cli.workflows import embed_parts
+from airnet_cli.workflows import embed_milvus, embed_parts, on_ray
 from airnet_cli.workflows.collection import compact_gallery, count_rows, delete_rows
 from airnet_cli.workflows.embed import embed
-from airnet_cli.workflows.embed_parts import EmbedOptions, Images, PartWorker
+from airnet_cli.workflows.embed_parts import Computed, EmbedOptions, Images, PartWorker
 from airnet_cli.workflows.embedded import EmbeddedGallery
 from airnet_cli.workflows.embedder import Embedder
 from airnet_cli.workflows.runs import find_model
@@ -262,6 +262,62 @@ def test_two_processes_that_compute_one_part(shop: Path, untrained_run: Path) ->
     states.extend(each.is_ours for each in first.compute([1], meanwhile))
     assert states == [True, False]
     assert len(list(Path("people").iterdir())) == 3
+
+
+def test_a_process_of_ray(shop: Path, untrained_run: Path, monkeypatch: Any) -> None:
+    """It computes a part in another folder; errors and parts of others are told, not raised."""
+    model = find_model(untrained_run, Path("runs"))
+    asked = options(untrained_run, "shop.csv", output="people", shard_size=3)
+    process = on_ray._Process(on_ray._anywhere(asked, model))
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    for is_ours in (True, False):
+        row = process({"number": 2})
+        computed = Computed(**json.loads(row["computed"]))
+        assert (computed.number, computed.is_ours, row["wrong"]) == (2, is_ours, "")
+    (shop / "crops" / "0.png").write_bytes(b"")
+    assert "crops/0.png' can't be read: empty file" in process({"number": 1})["wrong"]
+    monkeypatch.chdir(shop)
+    assert shards(shop, untrained_run, on_bad_image="skip").shards["done"] == 2
+
+
+def test_a_collection(shop: Path, untrained_run: Path, monkeypatch: Any) -> None:
+    """Rows are keyed by absolute paths; --resume leaves out images that have not changed."""
+    rows: dict[str, dict[str, Any]] = {}
+
+    class Collection:
+        def __init__(self, record: dict[str, Any]) -> None:
+            self.record = record
+
+        def stamps(self, keys: list[str]) -> dict[str, str]:
+            return {key: rows[key]["file"] for key in keys if key in rows}
+
+        def append(self, new: list[dict[str, Any]]) -> None:
+            rows.update({row["path"]: row for row in new})
+
+        def count(self) -> int:
+            return len(rows)
+
+    def connect(place: object, *, token: str, record: dict[str, Any]) -> Collection:
+        return Collection(record)
+
+    monkeypatch.setattr(embed_milvus, "open_collection", connect)
+    place = {"output": "milvus://localhost:1/people", "on_bad_image": "skip"}
+    Path("crops/6.png").write_bytes(b"")
+    done = run_embed(untrained_run, "shop.csv", **place)
+    assert (done.to_dict()["rows"], len(done.skipped), done.record["columns"]) == (
+        6,
+        1,
+        ["person_id", "camera_id"],
+    )
+    row = rows[str(shop / "crops/3.png")]
+    assert row["columns"] == {"person_id": "1", "camera_id": "3"}
+    expected = Embedder.load(untrained_run, device="cpu")(["crops/3.png"])[0]
+    np.testing.assert_allclose(row["embedding"], expected, rtol=1e-4, atol=1e-5)
+    Image.new("RGB", (20, 40), "teal").save("crops/3.png")
+    Image.new("RGB", (20, 40), "teal").save("crops/6.png")
+    again = run_embed(untrained_run, "shop.csv", resume=True, **place)
+    assert (again.images, again.images_before, len(rows)) == (2, 5, 7)
 
 
 def test_object_storage(shop: Path, untrained_run: Path, bucket: fsspec.AbstractFileSystem) -> None:

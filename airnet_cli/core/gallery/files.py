@@ -216,21 +216,6 @@ def map_matrix(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.floating
     return matrix
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The images that a gallery is made of, in order, and what is known of them."""
-
-    paths: tuple[str, ...]
-    """N different ones, as they are written into the CSV: relative to the gallery's folder."""
-    columns: dict[str, tuple[str, ...]]
-    """Further columns of N texts, without `path`."""
-
-    def part(self, rows: slice) -> "Listing":
-        """Some of the images."""
-        columns = {name: cells[rows] for name, cells in self.columns.items()}
-        return Listing(self.paths[rows], columns)
-
-
 def write_gallery(path: Path, source: Gallery, record: Mapping[str, Any]) -> dict[str, Any]:
     """Write all rows of `source` as the gallery `path`; the record as it is on disk.
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from airnet_cli.core.gallery.files import MUST_AGREE, Listing, check_record
+from airnet_cli.core.gallery.files import MUST_AGREE, check_record
 from airnet_cli.core.gallery.rows import Rows
 from airnet_cli.core.gallery.storage import Folder
 from airnet_cli.errors import DataError
@@ -141,7 +141,13 @@ def read_snapshot(folder: Folder) -> Snapshot:
         records = dict(sorted(records.items()))
         first = next(iter(records), 1)
         is_compacted = bool(records) and records[first]["hides"] == ALL
-        parts = max((r["job"]["parts"] for r in records.values() if "job" in r), default=0)
+        jobs = {(j["parts"], j["listing"]) for r in records.values() if (j := r.get("job"))}
+        if len(jobs) > 1:
+            raise DataError(
+                f"gallery '{folder}' has parts of two jobs, which were started at the same time; "
+                "embed the images again into another folder"
+            )
+        parts = max((parts for parts, _ in jobs), default=0)
         expected = range(first if is_compacted else 1, max([parts, *records]) + 1)
         absent = [number for number in expected if number not in records]
         gaps = [number for number in absent if number > parts]
@@ -254,8 +260,8 @@ def publish(
     make: Callable[[Path, Path], dict[str, Any]],
     *,
     hides: dict[str, Any] | str,
-) -> dict[str, Any] | None:
-    """Write a part and create its record; None if that number is taken.
+) -> bool:
+    """Write a part and create its record; False if that number is taken.
 
     Args:
         folder: of the gallery.
@@ -285,7 +291,7 @@ def publish(
             raise
         if not is_ours or not named:
             _remove(folder, files)
-    return json.loads(text) if is_ours else None
+    return is_ours
 
 
 def _remove(folder: Folder, files: Sequence[Path]) -> None:
@@ -305,10 +311,10 @@ def clean(folder: Folder) -> None:
             folder.remove(name)
 
 
-def digest(listing: Listing) -> str:
-    """SHA-256 of paths and columns: whether two jobs are about the same images."""
-    hashed = hashlib.sha256(json.dumps(list(listing.columns)).encode())
-    for row in zip(listing.paths, *listing.columns.values(), strict=True):
+def digest(columns: Mapping[str, Sequence[str]]) -> str:
+    """SHA-256 of paths and further columns: whether two jobs are about the same images."""
+    hashed = hashlib.sha256(json.dumps(list(columns)).encode())
+    for row in zip(*columns.values(), strict=True):
         hashed.update(json.dumps(row).encode())
     return hashed.hexdigest()
 

@@ -39,7 +39,7 @@ class CsvFile:
             OSError: it can't be read.
             DataError: it is not a table, or has another number of rows.
         """
-        self.path = path
+        self.path, self.num_rows = path, num_rows
         if path.stat().st_size < MAPPED_BYTES:
             self._bytes: npt.NDArray[np.uint8] = np.fromfile(path, np.uint8)
         else:
@@ -152,8 +152,9 @@ class Column(Sequence[str]):
                 yield from [""] * len(kept)
                 continue
             column = file.header.index(self._name)
-            for begin in range(0, len(kept), PARSED_ROWS):
-                rows = kept[begin : begin + PARSED_ROWS]
-                first = int(rows[0])
-                cells = file.cells(column, first, int(rows[-1]) + 1)
-                yield from (cells[row - first] for row in rows.tolist())
+            for begin in range(0, file.num_rows, PARSED_ROWS):
+                stop = min(begin + PARSED_ROWS, file.num_rows)
+                first, last = np.searchsorted(kept, [begin, stop])
+                if first < last:
+                    cells = file.cells(column, begin, stop)
+                    yield from (cells[row - begin] for row in kept[first:last].tolist())

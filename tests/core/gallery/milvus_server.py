@@ -29,7 +29,7 @@ from airnet_cli.core.gallery.milvus import (
 )
 from airnet_cli.core.gallery.place import gallery_place
 from airnet_cli.core.retrieval.conditions import allowed_rows, parse_condition
-from airnet_cli.errors import AirnetError, CheckpointError, DataError
+from airnet_cli.errors import AirnetError, DataError
 from airnet_cli.workflows.match import Matching, match
 
 ADDRESS = "127.0.0.1:19530"
@@ -255,14 +255,6 @@ def test_conditions_mean_the_same_as_on_disk(world, text):
     assert count(world.place, text) == expected
 
 
-def test_embedding_again_changes_nothing(world):
-    """Rows are keyed by path: as many as before, and the same answers."""
-    before = answers(world.match(world.place))
-    world.write(range(0, ROWS, 1))
-    assert count(world.place) == ROWS
-    assert answers(world.match(world.place)) == before
-
-
 def test_an_approximate_index_gives_exact_scores(world):
     """What HNSW proposes is scored anew; here it finds everything."""
     client = open_collection(gallery_place(world.place), token="")._client
@@ -301,16 +293,6 @@ def test_other_rows_are_refused(world, changes, error, words):
         world.write(range(1), **changes)
 
 
-def test_queries_of_another_model_are_refused(world, tmp_path):
-    """The collection says which model its rows are of."""
-    other = tmp_path / "other" / "model.safetensors"
-    other.parent.mkdir()
-    other.write_bytes(b"another")
-    (other.parent / "preset.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="is another model"):
-        world.match(world.place, checkpoint=other)
-
-
 @pytest.mark.parametrize(
     ("place", "words"),
     [
@@ -327,14 +309,6 @@ def test_what_is_not_there_is_said_soon(server, place, words):
         open_collection(gallery_place(place), token="")
     assert "\n" not in str(raised.value)
     assert time.monotonic() - started < 2 * joint.CONNECT_SECONDS
-
-
-def test_a_collection_of_somebody_else_is_refused(world):
-    """Nothing is written into it."""
-    client = open_collection(gallery_place(world.place), token="")._client
-    client.create_collection("theirs", dimension=8)
-    with pytest.raises(DataError, match="is not of airnet"):
-        open_collection(gallery_place(f"milvus://{ADDRESS}/theirs"), token="")
 
 
 def test_the_commands_from_end_to_end(server, untrained_run, tmp_path, monkeypatch):

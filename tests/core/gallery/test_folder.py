@@ -204,7 +204,7 @@ def compute(folder: Path, number: int, value: float, **changes: Any) -> bool:
         write_table(csv, made.columns)
         return record
 
-    return publish(DiskFolder(folder), number, make, hides={}) is not None
+    return publish(DiskFolder(folder), number, make, hides={})
 
 
 def test_two_writers_of_one_part(tmp_path: Path) -> None:
@@ -247,6 +247,10 @@ def test_another_job_or_model_is_refused(tmp_path: Path) -> None:
     compute(tmp_path, 1, 1.0, flip=True)
     compute(tmp_path, 3, 1.0)
     with pytest.raises(DataError, match="rows of another flip"):
+        open_gallery(tmp_path)
+    (tmp_path / "000001.json").unlink()
+    compute(tmp_path, 1, 1.0, job={**asdict(JOB), "listing": "ef" * 32, "part": 1})
+    with pytest.raises(DataError, match="has parts of two jobs"):
         open_gallery(tmp_path)
 
 
