@@ -25,7 +25,7 @@ MAX_PACKAGE_LINES = 20_063
 MAX_PACKAGE_FILES = 115
 MAX_FILE_LINES = 453
 MAX_BODY_LINES = 60  # of a function, without its signature and docstring
-MAX_TEST_LINES = 19_636
+MAX_TEST_LINES = 19_669
 KNOWN_CYCLES = {  # imports that close a circle: these read the version, which imports the Embedder
     ("airnet_cli.config.presets", "airnet_cli"),
     ("airnet_cli.core.checkpoint", "airnet_cli"),

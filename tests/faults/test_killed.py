@@ -70,7 +70,8 @@ def files_of_run(runs_root: Path) -> dict[str, Any]:
     for path in run.iterdir():
         if path.suffix == ".safetensors":
             files[path.name] = path.read_bytes()
-        elif path.name not in ("log.jsonl", "scores.json", "preset.json"):
+        # `.lock` locks nothing once the process that made it was killed.
+        elif path.name not in ("log.jsonl", "scores.json", "preset.json", ".lock"):
             assert path.name.startswith("events.out"), f"{path.name} was left behind"
     return files
 

@@ -21,7 +21,8 @@ from airnet_cli.core.data.manifest import read_manifest, write_manifest
 from airnet_cli.core.data.readers.table import read
 from airnet_cli.core.data.records import ImageRecord
 from airnet_cli.core.data.transforms import try_read_image
-from airnet_cli.core.gallery import GalleryWriter, Listing, read_gallery
+from airnet_cli.core.gallery import Gallery, read_gallery
+from airnet_cli.core.gallery.files import write_gallery
 from airnet_cli.errors import AirnetError
 
 SIZE = {"height_px": 8, "width_px": 4}
@@ -147,19 +148,16 @@ def test_zips(tmp_path: Path, survive, damage) -> None:
 def test_galleries(tmp_path: Path, survive, damage) -> None:
     """Rows in step with the table and finite shapes, or an error."""
     path = tmp_path / "gallery.npy"
-    listing = Listing(tuple(f"{number}.jpg" for number in range(7)), {"note": tuple("abcdefg")})
-    with GalleryWriter(
-        path, listing, dimensions=6, dtype="float32", settings={}, resume=False
-    ) as writer:
-        writer.append(range(7), ROWS)
-        writer.finish(
-            {
-                "fingerprint": "ab" * 32,
-                "heads": {"A1": [0, 4], "I": [4, 6]},
-                "normalize_heads": False,
-                "flip": False,
-            }
-        )
+    columns = {"path": [f"{number}.jpg" for number in range(7)], "note": tuple("abcdefg")}
+    record = {
+        "fingerprint": "ab" * 32,
+        "heads": {"A1": [0, 4], "I": [4, 6]},
+        "normalize_heads": False,
+        "flip": False,
+        "dimensions": 6,
+        "dtype": "float32",
+    }
+    write_gallery(path, Gallery(path, ROWS, columns, {}, {}), record)
     good = {file: file.read_bytes() for file in tmp_path.iterdir()}
     assert len(good) == 3
 

@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from airnet_cli.core.files import is_file, read_json, replacing, write_json, write_rows
+from airnet_cli.core.files import (
+    is_file,
+    map_array,
+    read_json,
+    replacing,
+    write_json,
+    write_rows,
+)
 from airnet_cli.core.gallery.rows import JoinedRows
 from airnet_cli.core.gallery.table import CsvFile, Table
 from airnet_cli.errors import DataError
@@ -196,7 +203,7 @@ def map_matrix(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.floating
         DataError: it is not a matrix, is cut off, or has another shape or type.
     """
     try:
-        matrix = np.lib.format.open_memmap(path, mode="r")
+        matrix = map_array(path)
     except ValueError as error:
         raise DataError(
             f"gallery '{path}' can't be read as a NumPy array ({' '.join(str(error).split())}); "
@@ -208,11 +215,8 @@ def map_matrix(path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.floating
             f"gallery '{path}' has {matrix.dtype} of the shape {matrix.shape}, and its .json says "
             f"{record['dtype']} of {shape}: they belong to different galleries; {AGAIN}"
         )
-    if not matrix.flags.c_contiguous or path.stat().st_size != matrix.offset + matrix.nbytes:
-        raise DataError(
-            f"gallery '{path}' is not in C order, or its file has another size than its rows; "
-            f"{AGAIN}"
-        )
+    if not matrix.flags.c_contiguous:
+        raise DataError(f"gallery '{path}' is in Fortran order; {AGAIN}")
     return matrix
 
 

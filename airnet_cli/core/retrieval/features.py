@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from airnet_cli.core.files import is_folder
+from airnet_cli.core.files import is_folder, map_array
 from airnet_cli.core.gallery import open_gallery
 from airnet_cli.core.retrieval.protocol import LabelledFeatures, Labels
 from airnet_cli.errors import DataError
@@ -49,7 +49,7 @@ def read_features(path: Path) -> LabelledFeatures:
 
 def _read_matrix(path: Path) -> npt.NDArray[np.floating[Any]]:
     try:
-        matrix = np.lib.format.open_memmap(path, mode="r")
+        matrix = map_array(path)
     except FileNotFoundError:
         raise DataError(f"there is no file {path}; give the path of a .npy file") from None
     except (OSError, ValueError) as error:

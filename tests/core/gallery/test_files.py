@@ -158,7 +158,7 @@ def changed(**changes: object):
         (cut(".npy"), "can't be read as a NumPy array"),
         (cut(".csv"), "gallery.csv' is cut off"),
         (cut(".json"), "gallery.json' can't be read"),
-        (lambda path: path.write_bytes(path.read_bytes() + b"more"), "has another size than its"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"more"), "its size does not fit"),
         (lambda path: path.write_bytes(b"<html>"), "can't be read as a NumPy array"),
         (lambda path: np.save(path, np.ones((9, 3), np.float32)), r"float32 of the shape \(9, 3\)"),
         (lambda path: np.save(path, np.ones((9, 4))), "float64 of the shape"),

@@ -47,19 +47,19 @@ CAMERAS: tuple[Camera, ...] = (
            (1.06, 1.0, 0.92), 1.12, 0.95, 4, 250, 1.0, 8),
     # A brick house in the shade: blue, dull.
     Camera((152, 78, 60), (90, 120), (150, 148, 146), 236, 0.20, 0.3,
-           (0.90, 0.97, 1.08), 0.92, 1.02, 10, 222, 0.9, 10),
+           (0.95, 0.99, 1.05), 0.95, 1.02, 10, 230, 0.9, 8),
     # A road from above: haze.
     Camera((186, 170, 146), (30, 60), (94, 95, 98), 110, 0.42, 0.7,
-           (1.0, 1.0, 0.98), 0.82, 0.90, 30, 240, 0.85, 9),
+           (1.0, 1.0, 0.98), 0.92, 0.94, 18, 245, 0.9, 7),
     # A park under trees: green.
     Camera((104, 142, 70), (0, 0), (188, 172, 142), 254, 0.08, -0.4,
-           (0.94, 1.05, 0.90), 1.0, 1.06, 6, 236, 1.0, 8),
+           (0.97, 1.03, 0.94), 1.0, 1.04, 6, 240, 1.0, 7),
     # A plaza with a glass front: too bright, a little magenta.
     Camera((196, 198, 200), (56, 130), (186, 180, 172), 150, 0.32, 0.9,
-           (1.06, 0.98, 1.05), 0.97, 0.82, 12, 255, 0.95, 7),
+           (1.03, 0.99, 1.03), 0.97, 0.88, 12, 255, 0.95, 6),
     # A tiled underpass: dark, yellow, noisy.
     Camera((186, 186, 170), (70, 40), (120, 116, 108), 220, 0.25, -0.2,
-           (1.04, 0.95, 0.76), 0.90, 1.12, 8, 215, 0.9, 16),
+           (1.03, 0.98, 0.86), 0.95, 1.06, 8, 230, 0.9, 9),
 )
 # fmt: on
 
@@ -78,7 +78,7 @@ def photograph(
         draw_person(image, who, random_pose(rng), stand)
 
     if not is_junk:
-        if rng.random() < 0.22:  # somebody else behind, partly in view
+        if rng.random() < 0.15:  # somebody else behind, partly in view
             x = rng.choice((rng.uniform(-0.02, 0.16), rng.uniform(0.84, 1.02)))
             draw(random_person(rng), x, rng.uniform(0.72, 0.88), rng.uniform(0.5, 0.8))
         draw(person, *_detect(rng))
