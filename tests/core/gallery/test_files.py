@@ -162,7 +162,7 @@ def changed(**changes: object):
         (lambda path: path.write_bytes(b"<html>"), "can't be read as a NumPy array"),
         (lambda path: np.save(path, np.ones((9, 3), np.float32)), r"float32 of the shape \(9, 3\)"),
         (lambda path: np.save(path, np.ones((9, 4))), "float64 of the shape"),
-        (lambda path: np.save(path, np.ones((9, 4), np.float32, order="F")), "not in C order"),
+        (lambda path: np.save(path, np.ones((9, 4), np.float32, order="F")), "Fortran order"),
         (lambda path: path.with_suffix(".csv").write_text("path\na\n"), "has 1 rows under its"),
         (lambda path: path.with_suffix(".csv").write_text("a\n" * 10), "path first"),
         (changed(format="other"), "does not describe a gallery of airnet"),
