@@ -56,7 +56,7 @@ def rows(sizes: Sizes) -> Iterator[Row]:
 def features(queries: int, gallery: int, people: int, dimensions: int) -> Pair:
     """Synthetic features of people."""
     problem = draw(queries, gallery, people, 6, dimensions)
-    return problem.query.numpy(), problem.gallery.numpy()
+    return problem.query.embeddings, problem.gallery.embeddings
 
 
 def ours(pair: Pair) -> np.ndarray:
