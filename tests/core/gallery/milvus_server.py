@@ -30,7 +30,7 @@ from airnet_cli.core.gallery.milvus import (
 from airnet_cli.core.gallery.place import gallery_place
 from airnet_cli.core.retrieval.conditions import allowed_rows, parse_condition
 from airnet_cli.errors import AirnetError, DataError
-from airnet_cli.workflows.match import Matching, match
+from airnet_cli.workflows.match import Matching, MatchOptions, match
 
 ADDRESS = "127.0.0.1:19530"
 ROWS, WIDTH = 1300, 24  # Milvus builds an index of 1024 rows and more
@@ -186,7 +186,7 @@ class World:
             "batch_size": 8,
             "workers": 0,
         }
-        return match(**settings | changes)
+        return match(MatchOptions(**settings | changes))
 
 
 @pytest.fixture(scope="module")
